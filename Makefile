@@ -1,0 +1,33 @@
+# One line each: what a person types, and what .ci/run calls.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup proto lint types test test-long
+
+help: ## Show what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+$(BIN)/.installed: pyproject.toml constraints.txt $(shell find protos -name '*.proto' -o -name generate.py)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all,dev]'
+	touch $@
+
+setup: $(BIN)/.installed ## Make the virtual environment and generate the code of the contract
+
+proto: setup ## Generate the contract's code again; check its style and that it breaks no client
+	$(BIN)/python protos/generate.py && $(BIN)/buf lint protos && protos/breaking.sh $(BIN)/buf
+
+lint: setup ## Check style, formatting and import walls
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
+
+types: setup ## Check types, strictly
+	$(BIN)/mypy
+
+test: setup ## Run every test that takes seconds
+	$(BIN)/pytest -m 'not e2e_long'
+
+test-long: setup ## Run the tests that train or start many processes, minutes each
+	$(BIN)/pytest -m e2e_long

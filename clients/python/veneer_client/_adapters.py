@@ -1,0 +1,167 @@
+"""Adapters: versions, aliases, and their files."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, MutableSequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from veneer.trainer.v1.adapter_pb2 import Adapter, AdapterVersion, AliasMove
+from veneer.trainer.v1.adapter_service_pb2 import (
+    DeleteAdapterRequest,
+    DeleteAdapterVersionRequest,
+    DownloadAdapterVersionRequest,
+    GetAdapterRequest,
+    GetAdapterVersionRequest,
+    ListAdaptersRequest,
+    ListAdapterVersionsRequest,
+    ListAliasMovesRequest,
+    PromoteAdapterVersionRequest,
+    RollbackAdapterRequest,
+)
+from veneer.trainer.v1.adapter_service_pb2_grpc import AdapterServiceStub
+from veneer_client._calls import FOLLOW_ATTEMPTS, STREAM_TIMEOUT_S, Connection, Patience
+from veneer_client._errors import DataLoss, StatusError
+from veneer_client._names import full, version
+
+if TYPE_CHECKING:  # the generated code has it in its type stubs alone
+    from veneer.trainer.v1.adapter_service_pb2_grpc import AdapterServiceAsyncStub
+
+
+class AsyncAdapters:
+    """Adapters and their versions."""
+
+    def __init__(self, trainer: Connection) -> None:
+        self._trainer = trainer
+
+    def _stub(self) -> "AdapterServiceAsyncStub":
+        return self._trainer.stub(AdapterServiceStub)
+
+    async def get(self, name: str) -> Adapter:
+        """Returns an adapter."""
+        return await self._trainer.read(self._stub().GetAdapter, GetAdapterRequest(name=full("adapters", name)))
+
+    async def list(self, *, model: str = "") -> AsyncIterator[Adapter]:
+        """Yields adapters, by name; only those of one base when given."""
+        request = ListAdaptersRequest(model=full("models", model) if model else "")
+        async for item in self._trainer.pages(self._stub().ListAdapters, request, lambda page: page.adapters):
+            yield item
+
+    async def get_version(self, name: str) -> AdapterVersion:
+        """Returns a version: `digits@3` by number, `digits@canary` by alias, `digits` is production's."""
+        whole = version("adapters", name if "@" in name or "/versions/" in name else f"{name}@production")
+        return await self._trainer.read(self._stub().GetAdapterVersion, GetAdapterVersionRequest(name=whole))
+
+    async def versions(self, name: str) -> AsyncIterator[AdapterVersion]:
+        """Yields an adapter's versions, newest first."""
+        request = ListAdapterVersionsRequest(parent=full("adapters", name))
+        async for item in self._trainer.pages(
+            self._stub().ListAdapterVersions, request, lambda page: page.adapter_versions
+        ):
+            yield item
+
+    async def promote(
+        self,
+        name: str,
+        version: int,
+        *,
+        alias: str = "",
+        condition: str = "",
+        expected_version: int | None = None,
+        reason: str = "",
+    ) -> Adapter:
+        """Points an alias at a version, atomically; replicas answer by it from then on.
+
+        Args:
+            name: the adapter.
+            version: its version's number.
+            alias: Default: `production`.
+            condition: a gate over the version's evaluations, such as `exact_match >= 0.9`.
+            expected_version: where the alias must point now, 0 for nowhere. Default: not checked.
+            reason: for the history.
+        """
+        request = PromoteAdapterVersionRequest(
+            name=f"{full('adapters', name)}/versions/{version}",
+            alias=alias,
+            condition=condition,
+            expected_version=expected_version,
+            reason=reason,
+        )
+        return await self._trainer.change(self._stub().PromoteAdapterVersion, request)
+
+    async def rollback(self, name: str, *, alias: str = "", reason: str = "") -> Adapter:
+        """Points an alias (`production` by default) back at the version before."""
+        request = RollbackAdapterRequest(name=full("adapters", name), alias=alias, reason=reason)
+        return await self._trainer.change(self._stub().RollbackAdapter, request)
+
+    async def log(self, name: str) -> AsyncIterator[AliasMove]:
+        """Yields who moved which alias, newest first."""
+        request = ListAliasMovesRequest(parent=full("adapters", name))
+        async for item in self._trainer.pages(self._stub().ListAliasMoves, request, lambda page: page.alias_moves):
+            yield item
+
+    async def download(self, name: str, folder: str | Path) -> Path:
+        """Writes a version's files into a folder for `PeftModel.from_pretrained`, and returns the folder.
+
+        A broken download goes on where it was.
+
+        Args:
+            name: as in `get_version`.
+            folder: created where it does not exist; files of the same names are replaced.
+        """
+        found = await self.get_version(name)
+        target = Path(folder)
+        paths = [file.path for file in found.files]
+        for path in paths:
+            _inside(target, path).parent.mkdir(parents=True, exist_ok=True)
+            (target / path).write_bytes(b"")
+        await self._fetch(found.name, paths, target)
+        for file in found.files:
+            await asyncio.to_thread(_check, target / file.path, file.digest)
+        return target
+
+    async def _fetch(self, name: str, paths: MutableSequence[str], target: Path) -> None:
+        patience = Patience(STREAM_TIMEOUT_S, FOLLOW_ATTEMPTS)
+        offset_bytes = 0
+        while True:
+            request = DownloadAdapterVersionRequest(name=name, paths=paths, offset_bytes=offset_bytes)
+            try:
+                async for piece in self._trainer.stream(
+                    self._stub().DownloadAdapterVersion, request, patience.left_s()
+                ):
+                    del paths[: paths.index(piece.path)]
+                    await asyncio.to_thread(_append, target / piece.path, piece.data)
+                    offset_bytes = piece.offset_bytes + len(piece.data)
+                    patience.progressed()
+                return
+            except StatusError as error:
+                await patience.wait(error)
+
+    async def delete(self, name: str) -> None:
+        """Deletes an adapter and its versions."""
+        await self._trainer.change(self._stub().DeleteAdapter, DeleteAdapterRequest(name=full("adapters", name)))
+
+    async def delete_version(self, name: str) -> None:
+        """Deletes a version, such as `digits@3`."""
+        request = DeleteAdapterVersionRequest(name=version("adapters", name))
+        await self._trainer.change(self._stub().DeleteAdapterVersion, request)
+
+
+def _inside(folder: Path, path: str) -> Path:
+    """Refuses a path that leads out of the folder."""
+    whole = folder / path
+    if not whole.resolve().is_relative_to(folder.resolve()):
+        raise DataLoss("PATH_OUTSIDE", f"the service named a file {path!r} outside of its folder")
+    return whole
+
+
+def _check(path: Path, digest: str) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != digest:
+        raise DataLoss("DIGEST_MISMATCH", f"{path} has sha256 {found}, not {digest}: download it again")
+
+
+def _append(path: Path, data: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(data)

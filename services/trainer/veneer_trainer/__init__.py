@@ -1,0 +1,1 @@
+"""The trainer service: training jobs, the registry of adapters, evaluations and exports."""

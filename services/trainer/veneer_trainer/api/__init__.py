@@ -1,0 +1,1 @@
+"""The edge: protobuf messages in, domain values through, protobuf messages out."""

@@ -1,0 +1,1 @@
+"""What training is, free of transport and storage."""

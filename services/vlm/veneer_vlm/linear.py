@@ -1,0 +1,73 @@
+"""The one place where activations meet the base's weights.
+
+Owns the seam at which a base linear may be computed in another way (packed for a CPU's GEMM, eight bits): a
+subclass overrides `project`, and nothing else in the model changes. What an adapter adds comes from `lora`.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Adapters(Protocol):
+    """What the tokens of this pass wear."""
+
+    def add(self, names: Sequence[str], input_T_I: Tensor, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The outputs of the linears `names`, which all read `input_T_I`, with the adapters' part added."""
+        ...
+
+    def merged(self, size: int) -> "Adapters":
+        """The same adapters once each `size` neighbouring rows have become one."""
+        ...
+
+
+class FusedLinear(nn.Module):
+    """Linears of the checkpoint that read the same input, as one GEMM.
+
+    Attributes:
+        parts: the last component of each linear's name in the checkpoint, with its number of outputs.
+        names: each linear's whole name; the model sets it when it is put together.
+    """
+
+    def __init__(self, inputs: int, parts: dict[str, int], *, bias: bool = False) -> None:
+        super().__init__()
+        self.parts = parts
+        self.names: tuple[str, ...] = tuple(parts)
+        outputs = sum(parts.values())
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
+
+    def slots(self) -> dict[str, Tensor]:
+        """Where each tensor of the checkpoint goes: views of this module's parameters."""
+        slots = {}
+        start = 0
+        for name, size in zip(self.names, self.parts.values(), strict=True):
+            slots[f"{name}.weight"] = self.weight.data[start : start + size]
+            if self.bias is not None:
+                slots[f"{name}.bias"] = self.bias.data[start : start + size]
+            start += size
+        return slots
+
+    def project(self, input_T_I: Tensor) -> Tensor:
+        """The base's product alone, (T, O): the method that another kernel overrides."""
+        return F.linear(input_T_I, self.weight, self.bias)
+
+    def forward(self, input_T_I: Tensor, lora: Adapters | None) -> Sequence[Tensor]:
+        """The output (T, outputs) of each part."""
+        outputs = torch.split(self.project(input_T_I), list(self.parts.values()), dim=-1)
+        return outputs if lora is None else lora.add(self.names, input_T_I, outputs)
+
+
+class Linear(FusedLinear):
+    """A single linear of the checkpoint."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = False) -> None:
+        super().__init__(inputs, {"": outputs}, bias=bias)
+
+    def forward(self, input_T_I: Tensor, lora: Adapters | None) -> Tensor:  # type: ignore[override]  # one part
+        """The output, (T, O)."""
+        output_T_O = self.project(input_T_I)
+        return output_T_O if lora is None else lora.add(self.names, input_T_I, (output_T_O,))[0]

@@ -1,0 +1,117 @@
+"""Decoder and vision tower put together.
+
+Owns the model's outer surface: pictures to features, tokens to hidden states, hidden states to logits.
+Weights come from `weights`, which sequence is which from an `Attention`, adapters from `lora`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from veneer_vlm.attention import Attention
+from veneer_vlm.config import ModelConfig
+from veneer_vlm.decoder import Decoder
+from veneer_vlm.layout import HEAD
+from veneer_vlm.linear import Adapters, FusedLinear, Linear
+from veneer_vlm.vision import Grid, VisionTower, VisualFeatures
+
+
+class VisionLanguageModel(nn.Module):
+    """A dense Qwen3-VL. Its base is frozen: gradients go to adapters and activations only."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.visual = VisionTower(config.vision)
+        self.language_model = Decoder(config.text)
+        self.lm_head = Linear(config.text.hidden_size, config.text.vocab_size)
+        for path, module in self.named_modules():
+            if isinstance(module, FusedLinear):
+                name = checkpoint_name(path)
+                parent = name.rpartition(".")[0]
+                module.names = tuple(f"{parent}.{part}" if part else name for part in module.parts)
+
+    @classmethod
+    def empty(
+        cls, config: ModelConfig, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> "VisionLanguageModel":
+        """A model of this shape whose parameters hold nothing yet; `weights` fills them."""
+        with torch.device("meta"):
+            model = cls(config).to(dtype)
+        model.to_empty(device=device)
+        if config.tie_word_embeddings:
+            # An embedding's weight is a Parameter, though its stub says Tensor.
+            model.lm_head.weight = model.language_model.embed_tokens.weight  # type: ignore[assignment]
+        return model.requires_grad_(False).eval()
+
+    def slots(self) -> dict[str, Tensor]:
+        """Where each tensor of a checkpoint goes, by its name there: views of the parameters."""
+        slots = {}
+        for path, module in self.named_modules():
+            if isinstance(module, FusedLinear):
+                slots.update(module.slots())
+            else:
+                own = module.named_parameters(prefix=checkpoint_name(path), recurse=False)
+                slots.update({name: parameter.data for name, parameter in own})
+        if self.config.tie_word_embeddings:
+            del slots[f"{HEAD}.weight"]
+        return slots
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the weights and of the hidden states."""
+        return self.language_model.embed_tokens.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.language_model.embed_tokens.weight.device
+
+    def see(self, patches_P_X: Tensor, grids: Sequence[Grid], lora: Adapters | None = None) -> VisualFeatures:
+        """The features of pictures; see `VisionTower.start`. For a pass in slices call `visual` itself."""
+        features: VisualFeatures = self.visual(patches_P_X, grids, lora)
+        return features
+
+    def forward(
+        self,
+        ids_T: Tensor,
+        positions_3_T: Tensor,
+        attention: Attention,
+        visual: VisualFeatures | None = None,
+        lora: Adapters | None = None,
+    ) -> Tensor:
+        """The last hidden state of every token, (T, D).
+
+        Args:
+            ids_T: token ids of all sequences, one after another; image tokens stand for the visual ones.
+            positions_3_T: time, row and column of every token.
+            attention: which tokens see which.
+            visual: features of the image tokens among `ids_T`, in order; None where there are none.
+            lora: what the tokens wear.
+
+        Raises:
+            ValueError: image tokens and features differ in number.
+        """
+        hidden_T_D = self.language_model.embed_tokens(ids_T)
+        visual_index_M = (ids_T == self.config.image_token_id).nonzero().squeeze(-1)
+        features = 0 if visual is None else len(visual.tokens_M_D)
+        if len(visual_index_M) != features:
+            raise ValueError(f"{len(visual_index_M)} image tokens, but features for {features}")
+        deepstack_M_D: tuple[Tensor, ...] = ()
+        if visual is not None:
+            hidden_T_D = hidden_T_D.index_copy(0, visual_index_M, visual.tokens_M_D)
+            deepstack_M_D = visual.deepstack_M_D
+        last_T_D: Tensor = self.language_model(
+            hidden_T_D, positions_3_T, attention, visual_index_M, deepstack_M_D, lora
+        )
+        return last_T_D
+
+    def logits(self, hidden_N_D: Tensor) -> Tensor:
+        """Logits (N, V) of the hidden states that the caller picked; never more of them than are wanted."""
+        return self.lm_head.project(hidden_N_D)
+
+
+def checkpoint_name(path: str) -> str:
+    """A module's name in the checkpoint, from its path in `VisionLanguageModel`."""
+    return path if path.split(".")[0] == HEAD else f"model.{path}"

@@ -1,0 +1,154 @@
+"""Weights of a base: found, checked and loaded, or drawn at random.
+
+Owns the way from a directory or a hub id to a filled `VisionLanguageModel`. Reads safetensors only, never
+pickle, and fills nothing unless every tensor is there with its shape.
+"""
+
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from veneer_vlm.config import ModelConfig
+from veneer_vlm.errors import WeightsError
+from veneer_vlm.layout import DECODER, HEAD, tensor_shapes
+from veneer_vlm.model import VisionLanguageModel
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ["*.json", "*.jinja", "*.txt", "*.safetensors"]
+_INITIAL_STD = 0.02  # initializer_range of Qwen3-VL's published configurations
+
+
+def locate(reference: str) -> Path:
+    """The local directory of a base, given its path or its id on the Hugging Face hub.
+
+    A hub id is fetched into the hub's cache, or only looked up there where HF_HUB_OFFLINE is set.
+
+    Raises:
+        WeightsError: neither a directory nor a hub id that can be had, with what to do about it.
+    """
+    directory = Path(reference)
+    if directory.is_dir():
+        return directory
+    if not _HUB_ID.fullmatch(reference):
+        raise WeightsError(reference, ["is neither a directory nor a hub id of the form owner/name"])
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(reference, allow_patterns=_HUB_FILES))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        raise WeightsError(
+            reference,
+            [
+                "is no local directory, is not in the hub's cache and could not be fetched "
+                f"({type(error).__name__}); give the path of a directory, or run "
+                f"`hf download {reference}` where the hub can be reached"
+            ],
+        ) from error
+
+
+def load(
+    directory: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> VisionLanguageModel:
+    """A model filled from `model.safetensors`, or from the shards that `model.safetensors.index.json` lists.
+
+    Tensors are mapped and copied one by one, so that the peak is the model plus a tensor.
+
+    Raises:
+        ConfigError: its configuration is not one this forward pass has.
+        WeightsError: with all tensors that are missing, unknown or of a wrong shape.
+    """
+    config = ModelConfig.from_directory(directory)
+    shapes = tensor_shapes(config)
+    files = _files_by_tensor(directory)
+    tied_head = f"{HEAD}.weight" if config.tie_word_embeddings else None
+    violations = [f"tensor {name} is missing" for name in shapes if name not in files]
+    violations += [f"tensor {name} is unknown" for name in files if name not in shapes and name != tied_head]
+    for name, tensor in _tensors(files):
+        wanted = shapes.get(name, tuple(tensor.shape))
+        if tuple(tensor.shape) != wanted:
+            violations.append(f"tensor {name} has shape {tuple(tensor.shape)}, {wanted} is needed")
+        elif not tensor.is_floating_point():
+            violations.append(f"tensor {name} is {tensor.dtype}, a float is needed")
+    if violations:
+        raise WeightsError(str(directory), violations)
+
+    model = VisionLanguageModel.empty(config, dtype, device)
+    slots = model.slots()
+    if tied_head:
+        # Some tools store the head although it is tied; that is harmless as long as it says the same.
+        slots[tied_head] = model.lm_head.weight.data.clone() if tied_head in files else model.lm_head.weight.data
+    for name, tensor in _tensors(files):
+        slots[name].copy_(tensor.reshape(slots[name].shape))
+    if tied_head and not torch.equal(slots[tied_head], slots[f"{DECODER}embed_tokens.weight"]):
+        raise WeightsError(str(directory), [f"tensor {tied_head} differs from the embedding it is tied to"])
+    return model
+
+
+def random_model(
+    config: ModelConfig, seed: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> VisionLanguageModel:
+    """A model without knowledge, for tests and for speed: normal weights, unit norms, zero biases.
+
+    Each tensor is drawn from a generator of its own on the device, keyed by seed and name.
+    """
+    model = VisionLanguageModel.empty(config, dtype, device)
+    for name, slot in model.slots().items():
+        if name.endswith(".bias"):
+            slot.zero_()
+        elif "norm" in name.split(".")[-2]:
+            slot.fill_(1)
+        else:
+            digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+            generator = torch.Generator(slot.device).manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+            slot.normal_(0, _INITIAL_STD, generator=generator)
+    return model
+
+
+def _files_by_tensor(directory: Path) -> dict[str, Path]:
+    """Which file holds each tensor, as the files themselves say."""
+    index = directory / _INDEX
+    if index.is_file():
+        try:
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            strangers = [shard for shard in shards if Path(shard).name != shard]
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise WeightsError(str(index), [f"is no index of shards: {error!r}"]) from error
+        if strangers:
+            raise WeightsError(str(index), [f"{shard!r} is no file beside it" for shard in strangers])
+    else:
+        shards = [_SINGLE]
+    violations = []
+    files: dict[str, Path] = {}
+    for shard in shards:
+        path = directory / shard
+        if not path.is_file():
+            violations.append(f"{shard} is missing")
+            continue
+        try:
+            with safe_open(path, framework="pt") as file:
+                files.update(dict.fromkeys(file.keys(), path))
+        except (OSError, SafetensorError) as error:
+            violations.append(f"{shard} cannot be read: {error}")
+    if violations:
+        raise WeightsError(str(directory), violations)
+    return files
+
+
+def _tensors(files: dict[str, Path]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor, mapped and not read, file by file."""
+    names_by_file = defaultdict(list)
+    for name, path in files.items():
+        names_by_file[path].append(name)
+    for path, names in names_by_file.items():
+        with safe_open(path, framework="pt") as file:
+            for name in names:
+                yield name, file.get_tensor(name)
