@@ -5,14 +5,15 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto lint types test test-long
+.PHONY: help setup proto lint types test test-long base base-eval
 
 help: ## Show what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-$(BIN)/.installed: pyproject.toml constraints.txt $(shell find protos -name '*.proto' -o -name generate.py)
+$(BIN)/.installed: pyproject.toml constraints.txt clients/node/package-lock.json $(shell find protos -name '*.proto' -o -name generate.py)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all,dev]'
+	if command -v npm >/dev/null; then npm ci --silent --prefix clients/node; fi
 	touch $@
 
 setup: $(BIN)/.installed ## Make the virtual environment and generate the code of the contract
@@ -31,3 +32,9 @@ test: setup ## Run every test that takes seconds
 
 test-long: setup ## Run the tests that train or start many processes, minutes each
 	$(BIN)/pytest -m e2e_long
+
+base: setup ## Train the demonstration base from nothing, or go on where it stopped (build/base)
+	$(BIN)/veneer base train --out build/base
+
+base-eval: setup ## Print how well the demonstration base reads
+	$(BIN)/veneer base eval
