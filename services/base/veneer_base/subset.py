@@ -12,8 +12,8 @@ The subsets carry names of their own, as the licences with reserved font names a
 import sys
 from pathlib import Path
 
-from fontTools import subset  # type: ignore[import-untyped]
-from fontTools.ttLib import TTFont  # type: ignore[import-untyped]
+from fontTools import subset
+from fontTools.ttLib import TTFont
 
 from veneer_base.alphabet import CHARACTERS, is_wide
 from veneer_base.faces import FACES, Face
