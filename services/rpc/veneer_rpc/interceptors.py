@@ -35,7 +35,8 @@ from veneer_rpc.channel import MAX_MESSAGE_BYTES
 from veneer_rpc.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, Unimplemented
 
 _log = structlog.get_logger(__name__)
-_CANCEL_FOLLOWS_S = 1.0
+_CANCEL_FOLLOWS_S = 1.0  # at most: gRPC cancels a task within milliseconds of its call's end
+_SETTLE_S = 0.02
 _Context = grpc.aio.ServicerContext[Any, Any]
 _Handler = Any  # grpc.RpcMethodHandler: four callables of which one is set, untyped in grpc's stubs
 
@@ -109,10 +110,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         except grpc.aio.AbortError:
             code = context.code()
             raise
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, grpc.aio.InternalError) as error:
             expired = context.time_remaining() == 0
             code = grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED
-            raise
+            raise asyncio.CancelledError from error  # the one gRPC takes without noise
         finally:
             call.finished = True
             _log_call(call, code, peer)
@@ -199,10 +200,11 @@ async def _converse(handler: _Handler, requests: AsyncIterator[Any], context: _C
     """Lets the servicer's method answer."""
     behaviour = method_of(handler)
     if handler.request_streaming:
-        result = behaviour(requests, context)
+        result = behaviour(_to_the_true_end(requests, context), context)
     else:
         request = await context.read()
         if request is grpc.aio.EOF:
+            await asyncio.sleep(_CANCEL_FOLLOWS_S)  # a cancel, or a message over the limit, most likely
             raise InvalidArgument("MESSAGE_MISSING", "the call ended without its request message")
         result = behaviour(request, context)
     if inspect.isasyncgen(result):
@@ -213,6 +215,25 @@ async def _converse(handler: _Handler, requests: AsyncIterator[Any], context: _C
         await result  # it writes to the context itself
     else:
         await _write(context, await result)
+
+
+async def _to_the_true_end(requests: AsyncIterator[Any], context: _Context) -> AsyncIterator[Any]:
+    """Yields the requests, and ends only if the client ended them.
+
+    grpc.aio ends the stream as if all had been said when the client cancels or dies or sends a message over
+    the limit, and cancels the task a moment later: an upload cut short would look complete. An operation
+    that needs a living call tells them apart. Sending the initial metadata is one, but only once; after a
+    response a pause must do.
+    """
+    async for request in requests:
+        yield request
+    try:
+        await context.send_initial_metadata(())
+    except grpc.aio.UsageError:  # sent with the first response
+        await asyncio.sleep(_SETTLE_S)
+    except grpc.aio.InternalError:
+        await asyncio.sleep(_CANCEL_FOLLOWS_S)
+        raise
 
 
 async def _write(context: _Context, response: object) -> None:
@@ -231,9 +252,10 @@ async def _abort(context: _Context, call: Call, error: BaseException) -> None:
     A CancelledError need not mean that the call was cancelled: the servicer may have awaited a future of
     its own that was. gRPC would send no status then, and the client would wait for ever.
     """
-    lost = isinstance(error, grpc.aio.InternalError)  # a read or write failed: the connection is gone
-    gone = lost or _task_cancelled()
-    expected = gone and isinstance(error, asyncio.CancelledError | grpc.aio.InternalError)
+    if isinstance(error, grpc.aio.InternalError):  # a read or write failed: the connection is gone
+        raise error
+    gone = _task_cancelled()
+    expected = gone and isinstance(error, asyncio.CancelledError)
     if status.code_of(error) is grpc.StatusCode.INTERNAL and not expected:
         _log.error("call failed", method=call.method, exc_info=error)
     if gone:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -334,6 +335,7 @@ async def test_a_message_over_the_limit_is_refused_and_the_next_call_passes(serv
     error = await asyncio.to_thread(send)
     call = await running.call(kind)
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "larger than max" in error.details()  # told by gRPC itself: no servicer saw the message
     assert await answers(start(call, kind), kind)
     assert not caplog.records
 
@@ -469,6 +471,7 @@ async def test_a_cancel_in_mid_stream_reaches_the_servicer_and_leaves_no_noise(
     started = start(await running.call(kind), kind)
     assert (await started.read()).value == "first"
     started.cancel()
+    await started.code()
     async with asyncio.timeout(2):
         await ended.wait()
     await running.idle()
@@ -478,6 +481,52 @@ async def test_a_cancel_in_mid_stream_reaches_the_servicer_and_leaves_no_noise(
     assert [line["event"] for line in lines if line["log_level"] == "error"] == (
         ["call failed"] if ending == "raises" else []
     )
+
+
+async def _until_the_end(started: Any) -> None:
+    """Leaves nothing of a call to the next test: its status comes only after the responses."""
+    with suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
+        while hasattr(started, "read") and await started.read() is not grpc.aio.EOF:
+            pass
+    await started.code()
+
+
+@pytest.mark.parametrize("kind", ["stream_unary", "stream_stream"])
+@pytest.mark.parametrize("ending", ["cancel", "over the limit"])
+async def test_requests_cut_short_never_look_complete(serve: Any, kind: str, ending: str, caplog: Any) -> None:
+    """Without help, grpc.aio ends the iteration as if the client had said all."""
+    seen, complete = asyncio.Event(), []
+
+    async def upload(requests: AsyncIterator[StringValue], context: Any) -> StringValue:
+        async for _ in requests:
+            seen.set()
+        complete.append(True)
+        return StringValue()
+
+    async def chat(requests: AsyncIterator[StringValue], context: Any) -> AsyncIterator[StringValue]:
+        async for request in requests:
+            seen.set()
+            yield request
+        complete.append(True)
+
+    running = await serve(**{kind: upload if kind == "stream_unary" else chat})
+    channel = await running.stack.enter_async_context(grpc.aio.insecure_channel(running.address))
+    method = "".join(word.title() for word in kind.split("_"))
+    call = getattr(channel, kind)(f"/veneer.test.v1.EchoService/{method}", StringValue.SerializeToString)
+    for _ in range(20):
+        seen.clear()
+        started = call(metadata=(("authorization", f"Bearer {running.token}"),))
+        await started.write(StringValue(value="part"))
+        async with asyncio.timeout(5):
+            await seen.wait()
+            if ending == "cancel":
+                started.cancel()
+            else:
+                await started.write(StringValue(value="x" * (4 * 1024 * 1024)))
+            await _until_the_end(started)
+        await running.idle()
+    assert not complete
+    assert not caplog.records
 
 
 async def test_a_cancel_while_writing_closes_the_generator(serve: Any, caplog: Any) -> None:
@@ -497,6 +546,7 @@ async def test_a_cancel_while_writing_closes_the_generator(serve: Any, caplog: A
     await started.read()
     await asyncio.sleep(0.3)
     started.cancel()
+    await started.code()
     await running.idle()
     assert ended.is_set()
     assert not caplog.records
@@ -519,6 +569,7 @@ async def test_a_cancelled_unary_answer_frees_its_slot(serve: Any, kind: str, ca
         async with asyncio.timeout(2):
             await begun.wait()
         started.cancel()
+        await started.code()
         await running.idle()
     assert not caplog.records
 
