@@ -19,7 +19,7 @@ def path() -> None:
 def random(
     out: Annotated[Path, typer.Option(help="Folder to make.")],
     shape: Annotated[str, typer.Option(help="qwen3-vl-2b, or tiny for tests.")] = "qwen3-vl-2b",
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(help="Of every weight.")] = 0,
 ) -> None:
     """Write random bf16 weights of a full shape, for work on speed and memory."""
     from veneer_base.random_weights import write_random_model
@@ -33,7 +33,7 @@ def random(
 
 def train(
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, the log and the compact weights.")],
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(help="Of weights and pages.")] = 0,
     processes: Annotated[int, typer.Option(help="One thread each; each takes its share of a batch.")] = 2,
 ) -> None:
     """Train the base from nothing, or go on from the checkpoint in the folder."""
@@ -60,9 +60,9 @@ def synth(
     out: Annotated[Path, typer.Option(help="Folder to make.")],
     kind: Annotated[list[str] | None, typer.Option(help="invoice, receipt, leave; all of them by default.")] = None,
     language: Annotated[list[str] | None, typer.Option(help="zh, en; both by default.")] = None,
-    rows: Annotated[int, typer.Option(help="Rows of training; the other splits have a tenth each.")] = 1000,
+    rows: Annotated[int, typer.Option(help="Rows of training; each other split has a tenth, 20 at least.")] = 1000,
     answer: Annotated[str, typer.Option(help="sentence or json.")] = "sentence",
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
 ) -> None:
     """Write a dataset of rendered office documents, with a layout and fonts held out as splits of their own."""
     from veneer_base import documents

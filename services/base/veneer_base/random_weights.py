@@ -1,8 +1,9 @@
 """Random weights in Qwen3-VL's full shape, for work on speed and memory. Their answers mean nothing.
 
-Owns the shapes and the shards. One tensor is held at a time, so a shape may be larger than the memory left.
+Owns the shapes and the shards. One shard is held at a time, so a model may be larger than the memory left.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -113,5 +114,6 @@ def _tensor(name: str, shape: tuple[int, ...], seed: int, dtype: torch.dtype) ->
         return torch.zeros(shape, dtype=dtype)
     if len(shape) == 1:
         return torch.ones(shape, dtype=dtype)
-    generator = torch.Generator().manual_seed(int.from_bytes(f"{seed}/{name}".encode()[-7:]) ^ seed)
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
     return torch.empty(shape, dtype=dtype).normal_(std=SPREAD, generator=generator)
