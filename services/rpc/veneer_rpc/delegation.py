@@ -29,7 +29,7 @@ _SKEW_S = 30  # how far two machines' clocks may differ
 class _Claims:
     subject: str
     tenant: str
-    audience: str
+    audiences: list[str]
     roles: list[str]
     not_before_s: int
     expires_s: int
@@ -51,8 +51,10 @@ class DelegationSigner:
             raise ValueError("the delegation key must be an Ed25519 private key")
         self._key = key
 
-    def sign(self, subject: str, tenant: str, audience: str, roles: Iterable[str], lifetime_s: int = 600) -> str:
-        """Returns a credential with which `subject` may call the service `audience` for `tenant`.
+    def sign(
+        self, subject: str, tenant: str, audiences: Iterable[str], roles: Iterable[str], lifetime_s: int = 600
+    ) -> str:
+        """Returns a credential with which `subject` may call the services `audiences` for `tenant`.
 
         Raises:
             ValueError: the lifetime is not within 1 to MAX_LIFETIME_S.
@@ -60,7 +62,7 @@ class DelegationSigner:
         if not 1 <= lifetime_s <= MAX_LIFETIME_S:
             raise ValueError(f"lifetime_s must be 1 to {MAX_LIFETIME_S}, was {lifetime_s}")
         now_s = int(time.time())
-        claims = _Claims(subject, tenant, audience, sorted(roles), now_s, now_s + lifetime_s)
+        claims = _Claims(subject, tenant, sorted(audiences), sorted(roles), now_s, now_s + lifetime_s)
         payload = DELEGATION_PREFIX + _encode(json.dumps(asdict(claims), separators=(",", ":")).encode())
         return f"{payload}.{_encode(self._key.sign(payload.encode()))}"
 
@@ -95,9 +97,9 @@ class DelegationVerifier:
             claims = _Claims(**json.loads(_decode(payload.removeprefix(DELEGATION_PREFIX))))
         except (binascii.Error, ValueError, TypeError) as error:
             raise Unauthenticated("DELEGATION_MALFORMED", "the delegation cannot be read") from error
-        if claims.audience != self._audience:
+        if self._audience not in claims.audiences:
             raise Unauthenticated(
-                "DELEGATION_FOREIGN", f"the delegation is for {claims.audience!r}, this is {self._audience!r}"
+                "DELEGATION_FOREIGN", f"the delegation is for {', '.join(claims.audiences)}, this is {self._audience}"
             )
         now_s = time.time()
         if not claims.not_before_s - _SKEW_S <= now_s < claims.expires_s + _SKEW_S:

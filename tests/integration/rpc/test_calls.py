@@ -164,7 +164,7 @@ async def test_no_call_without_a_valid_token(
 
 async def test_a_delegation_acts_for_its_tenant(serve: Any, credentials: Any, lines: Any) -> None:
     running = await serve(**ECHO)
-    good = credentials.signer.sign("worker-1", "globex", "dataset", ["user"])
+    good = credentials.signer.sign("worker-1", "globex", ["dataset"], ["user"])
     channel = await running.channel(good)
     call = channel.unary_unary(
         "/veneer.test.v1.EchoService/UnaryUnary", StringValue.SerializeToString, StringValue.FromString

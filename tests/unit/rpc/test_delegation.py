@@ -28,13 +28,13 @@ def reason(verifier: DelegationVerifier, credential: str) -> str:
 
 @given(st.text(max_size=20), st.text(max_size=20), st.sets(st.text(max_size=5), max_size=3))
 def test_what_is_signed_is_read(subject: str, tenant: str, roles: set[str]) -> None:
-    credential = SIGNER.sign(subject, tenant, "dataset", roles)
+    credential = SIGNER.sign(subject, tenant, ["dataset"], roles)
     assert VERIFIER.verify(credential) == Principal(tenant, frozenset(roles), subject)
     assert credential.isascii()
 
 
 def test_another_key_or_audience_is_foreign() -> None:
-    credential = SIGNER.sign("worker", "acme", "dataset", ["user"])
+    credential = SIGNER.sign("worker", "acme", ["dataset"], ["user"])
     other = DelegationVerifier("dataset", [new_key_pair()[1]])
     assert reason(other, credential) == "DELEGATION_FOREIGN"
     assert reason(DelegationVerifier("inference", [PUBLIC]), credential) == "DELEGATION_FOREIGN"
@@ -43,14 +43,14 @@ def test_another_key_or_audience_is_foreign() -> None:
 
 def test_two_keys_count_while_one_replaces_the_other() -> None:
     both = DelegationVerifier("dataset", [new_key_pair()[1], PUBLIC])
-    assert both.verify(SIGNER.sign("worker", "acme", "dataset", ["user"])).tenant == "acme"
+    assert both.verify(SIGNER.sign("worker", "acme", ["dataset"], ["user"])).tenant == "acme"
 
 
 @pytest.mark.parametrize(("later_s", "good"), [(-40, False), (-20, True), (0, True), (85, True), (95, False)])
 def test_it_holds_for_its_time_and_a_little_skew(monkeypatch: pytest.MonkeyPatch, later_s: float, good: bool) -> None:
     now_s = float(int(time.time()))
     monkeypatch.setattr(time, "time", lambda: now_s)
-    credential = SIGNER.sign("worker", "acme", "dataset", ["user"], lifetime_s=60)
+    credential = SIGNER.sign("worker", "acme", ["dataset"], ["user"], lifetime_s=60)
     monkeypatch.setattr(time, "time", lambda: now_s + later_s)
     if good:
         assert VERIFIER.verify(credential)
@@ -65,7 +65,7 @@ def test_no_garbage_passes_or_crashes(text: str) -> None:
 
 
 def test_a_changed_claim_is_foreign() -> None:
-    credential = SIGNER.sign("worker", "acme", "dataset", ["user"])
+    credential = SIGNER.sign("worker", "acme", ["dataset"], ["user"])
     prefix, payload, signature = credential.split(".")
     claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
     claims["tenant"] = "globex"
@@ -76,7 +76,7 @@ def test_a_changed_claim_is_foreign() -> None:
 @pytest.mark.parametrize("lifetime_s", [0, -1, 3601])
 def test_a_lifetime_is_bounded(lifetime_s: int) -> None:
     with pytest.raises(ValueError, match="1 to 3600"):
-        SIGNER.sign("worker", "acme", "dataset", ["user"], lifetime_s)
+        SIGNER.sign("worker", "acme", ["dataset"], ["user"], lifetime_s)
 
 
 def test_keys_are_ed25519(tmp_path: Path) -> None:
@@ -88,4 +88,4 @@ def test_keys_are_ed25519(tmp_path: Path) -> None:
             "dataset", [other.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)]
         )
     subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", tmp_path / "key.pem"], check=True)
-    assert DelegationSigner((tmp_path / "key.pem").read_bytes()).sign("w", "acme", "dataset", ["user"])
+    assert DelegationSigner((tmp_path / "key.pem").read_bytes()).sign("w", "acme", ["dataset"], ["user"])

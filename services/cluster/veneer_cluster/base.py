@@ -1,0 +1,69 @@
+"""The base that a cluster serves: found, named and measured. Loads no weights."""
+
+import math
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from veneer_cluster.folder import ClusterError
+from veneer_digests.safetensors_file import read_safetensors_header
+
+DEMONSTRATION_MODEL = "veneer-tiny"
+_LOCATE = "import sys; from veneer_vlm.weights import locate; print(locate(sys.argv[1]))"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base: its id within `models/`, its directory, and how many parameters it has."""
+
+    model: str
+    directory: Path
+    parameters: int
+
+
+def find(reference: str | None) -> Base:
+    """Returns a base by its directory or hub id; the demonstration base where none is named.
+
+    Raises:
+        ClusterError: it cannot be had.
+    """
+    if reference is None:
+        from veneer_base.unfold import base_directory
+
+        directory = base_directory()
+        return Base(DEMONSTRATION_MODEL, directory, parameters(directory))
+    directory = Path(reference)
+    if not directory.is_dir():
+        directory = _fetch(reference)
+        return Base(model_id(reference.rpartition("/")[2]), directory, parameters(directory))
+    return Base(model_id(directory.resolve().name), directory.resolve(), parameters(directory))
+
+
+def model_id(name: str) -> str:
+    """A name as an id: `Qwen3-VL-2B-Instruct` is `qwen3-vl-2b-instruct`."""
+    words = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return (words if words[:1].isalpha() else f"model-{words}")[:63].rstrip("-")
+
+
+def parameters(directory: Path) -> int:
+    """Counts the parameters in a directory's safetensors files; reads their headers only.
+
+    Raises:
+        ClusterError: there are none.
+    """
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise ClusterError(f"{directory} holds no *.safetensors file: name the directory of a base model")
+    slots = [slot for file in files for slot in read_safetensors_header(file).slots.values()]
+    return sum(math.prod(slot.shape) for slot in slots)
+
+
+def _fetch(reference: str) -> Path:
+    # In a process of its own: it imports torch, which the launcher has no other use for.
+    found = subprocess.run([sys.executable, "-c", _LOCATE, reference], capture_output=True, text=True)  # noqa: S603
+    if found.returncode != 0:
+        problem = found.stderr.strip().rpartition("\n")[2].partition("WeightsError: ")[2] or found.stderr
+        raise ClusterError(problem)
+    return Path(found.stdout.strip())

@@ -1,0 +1,1 @@
+"""Metadata in a relational database: SQLite by default, PostgreSQL by URL."""

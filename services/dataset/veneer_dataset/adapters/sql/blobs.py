@@ -1,0 +1,105 @@
+"""Which blobs tenants have, in the database."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from veneer_dataset.adapters.sql.database import Database, now_us, to_us
+from veneer_dataset.domain.blobs import Blob
+
+_ASKED_AT_ONCE = 500
+_FRESH_US = 3600 * 1_000_000  # asking again within an hour is not noted anew
+
+
+class SqlBlobs:
+    """A BlobIndex."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._blobs = database.table("blobs")
+        self._named = database.table("version_pictures")
+
+    def find(self, tenant: str, digests: Sequence[str]) -> Mapping[str, Blob]:
+        """See BlobIndex."""
+        table, found, stale = self._blobs, dict[str, Blob](), list[str]()
+        now = now_us()
+        with self._database.read() as connection:
+            for some in chunks(digests):
+                wanted = sa.select(table).where(table.c.tenant == tenant, table.c.digest.in_(some))
+                for row in connection.execute(wanted):
+                    found[row.digest] = Blob(tenant, row.digest, row.size_bytes, row.location)
+                    if row.asked_us < now - _FRESH_US:
+                        stale.append(row.digest)
+        if not stale:
+            return found
+        with self._database.write() as connection:
+            for some in chunks(stale):
+                still = connection.scalars(
+                    sa.update(table)
+                    .where(table.c.tenant == tenant, table.c.digest.in_(some))
+                    .values(asked_us=now)
+                    .returning(table.c.digest)
+                )
+                for gone in set(some) - set(still):  # collected between the look and the note
+                    del found[gone]
+        return found
+
+    def add(self, tenant: str, blobs: Sequence[Blob]) -> Sequence[Blob]:
+        """See BlobIndex."""
+        if not blobs:
+            return []
+        superfluous = []
+        with self._database.write() as connection:
+            for blob in blobs:
+                insert = insert_ignoring(self._database, self._blobs).values(
+                    tenant=blob.tenant,
+                    digest=blob.digest,
+                    size_bytes=blob.size_bytes,
+                    location=blob.location,
+                    asked_us=now_us(),
+                )
+                added = connection.execute(insert.returning(self._blobs.c.location)).scalar()
+                if added is None:
+                    superfluous.append(blob)
+        return superfluous
+
+    def size_bytes(self, tenant: str) -> int:
+        """See BlobIndex."""
+        with self._database.read() as connection:
+            total = sa.select(sa.func.sum(self._blobs.c.size_bytes)).where(self._blobs.c.tenant == tenant)
+            return int(connection.scalar(total) or 0)
+
+    def collect(self, not_since: datetime, limit: int) -> Sequence[Blob]:
+        """See BlobIndex."""
+        table, named = self._blobs, self._named
+        unwanted = sa.and_(
+            table.c.asked_us < to_us(not_since),
+            ~sa.exists().where(named.c.tenant == table.c.tenant, named.c.digest == table.c.digest),
+        )
+        some = sa.select(table.c.location).where(unwanted).limit(limit)
+        with self._database.write() as connection:
+            gone = connection.execute(
+                sa.delete(table).where(unwanted, table.c.location.in_(some)).returning(table)
+            ).all()
+        return [Blob(row.tenant, row.digest, row.size_bytes, row.location) for row in gone]
+
+    def has_location(self, location: str) -> bool:
+        """See BlobIndex."""
+        with self._database.read() as connection:
+            there = sa.select(sa.literal(1)).where(self._blobs.c.location == location)
+            return connection.scalar(there) is not None
+
+
+def insert_ignoring(database: Database, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+    """An insert that leaves rows alone whose key is there already."""
+    if database.is_sqlite:
+        return sqlite.insert(table).on_conflict_do_nothing()
+    return postgresql.insert(table).on_conflict_do_nothing()
+
+
+def chunks(values: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Values, some at a time: a statement's parameters are bounded."""
+    for start in range(0, len(values), _ASKED_AT_ONCE):
+        yield values[start : start + _ASKED_AT_ONCE]

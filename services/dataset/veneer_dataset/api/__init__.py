@@ -1,0 +1,1 @@
+"""The service's edge: converts, calls and converts back."""

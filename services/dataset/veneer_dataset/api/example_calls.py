@@ -1,0 +1,28 @@
+"""The call that reads rows out."""
+
+from collections.abc import AsyncIterator
+
+from veneer.dataset.v1 import dataset_service_pb2
+from veneer_dataset.api.app import App, tenant
+from veneer_dataset.api.convert import example_messages
+from veneer_dataset.api.handover import drawn, in_thread
+from veneer_dataset.api.requests import examples_request
+from veneer_dataset.domain.examples import Wanted
+
+
+class ExampleCalls:
+    """See the contract."""
+
+    _app: App
+
+    async def ReadExamples(  # noqa: D102  # the contract says it
+        self, request: dataset_service_pb2.ReadExamplesRequest, context: object
+    ) -> AsyncIterator[dataset_service_pb2.ReadExamplesResponse]:
+        checked, whose = examples_request(request), tenant()
+        stored = await in_thread(self._app.versions.get, whose, checked.version.dataset, checked.version.version)
+        counting = await self._app.models.counting(checked.model, request.max_pixels) if checked.model else None
+        wanted = Wanted(request.split, checked.shuffle, request.offset, request.limit, checked.form, counting)
+        async for some in drawn(lambda: self._app.examples.read(whose, stored, wanted)):
+            for example in some:
+                for message in example_messages(example, checked.form):
+                    yield message

@@ -1,0 +1,1 @@
+"""The inference service: one resident base, many adapters, answers over gRPC."""

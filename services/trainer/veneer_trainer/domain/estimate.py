@@ -1,0 +1,170 @@
+"""What a training job is expected to take: arithmetic over counted tokens and measured costs.
+
+Costs come from workers' calibrations. A calibration fits a job on the same base and, where the job names one,
+in the same dtype; of those of one class the nearest in trainable parameters is taken. What was not counted or
+measured stays unknown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from veneer_trainer.domain.jobs import Estimate
+from veneer_trainer.domain.spec import Dtype, TrainingSpec
+from veneer_trainer.domain.targets import targeted, trainable_parameters
+from veneer_trainer.domain.workers import Calibration, Worker
+from veneer_trainer.ports import BaseModel, SplitFacts
+
+_MIN_PIXELS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class RowLoad:
+    """Tokens of a row; supervised ones are among the text tokens."""
+
+    text: float
+    visual: float
+    supervised: float
+
+    def times(self, factor: float) -> RowLoad:
+        """Returns the tokens of `factor` such rows."""
+        return RowLoad(self.text * factor, self.visual * factor, self.supervised * factor)
+
+
+def total_steps(spec: TrainingSpec, rows: int) -> int:
+    """Returns the optimiser steps of a job: an epoch's last step may have fewer rows."""
+    if spec.steps is not None:
+        return spec.steps
+    return (spec.epochs or 0) * math.ceil(rows / _rows_per_step(spec))
+
+
+def estimate(spec: TrainingSpec, base: BaseModel, split: SplitFacts, workers: Iterable[Worker]) -> Estimate:
+    """Returns what is known of a job's cost on the worker class that does it soonest.
+
+    Args:
+        spec: the job.
+        base: the base that it stands on.
+        split: its training split; token counts only where they fit the job's contract.
+        workers: who could do it, with what they have measured.
+
+    Raises:
+        InvalidArgument: target modules or rank do not fit the base.
+    """
+    linears = targeted(base.linears, spec.lora)
+    parameters = trainable_parameters(linears.values(), spec.lora)
+    steps = total_steps(spec, split.rows)
+    known = Estimate(steps=steps, trainable_parameters=parameters, longest_row_tokens=split.longest_row)
+    able = [worker for worker in workers if _holds(worker, base, spec)]
+    row = _mean_row(split)
+    if row is None:
+        return _on_some_class(known, able)
+    tokens = round((row.text + row.visual) * split.rows)
+    known = replace(
+        known,
+        tokens_per_epoch=tokens,
+        total_tokens=round((row.text + row.visual) * min(steps * _rows_per_step(spec), _epoch_rows(spec, split))),
+    )
+    offers = [offer for worker in able if (offer := _offer(known, spec, base, split, row, worker))]
+    if not offers:
+        return _on_some_class(known, able)
+    fitting = [offer for offer in offers if offer.fits]
+    if fitting:
+        return min(fitting, key=lambda offer: offer.duration_s or math.inf)
+    largest = max(offers, key=lambda offer: offer.available_memory_bytes or 0)
+    worker = next(each for each in able if each.worker_class == largest.worker_class)
+    return replace(largest, suggestions=_suggestions(known, spec, base, split, row, worker))
+
+
+def _offer(
+    known: Estimate, spec: TrainingSpec, base: BaseModel, split: SplitFacts, row: RowLoad, worker: Worker
+) -> Estimate | None:
+    """The job on one worker; None where it has measured nothing like it."""
+    costs = _nearest(spec, base, known.trainable_parameters or 0, worker)
+    if costs is None:
+        return None
+    step = row.times(_rows_per_step(spec))
+    # The peak is the longest row's batch; its text and pictures are taken to stand as in the mean row.
+    stretch = (split.longest_row or 0) / (row.text + row.visual)
+    peak = row.times(stretch * spec.batch_size)
+    peak_bytes = math.ceil(costs.memory_bytes.of(peak.text, peak.visual, peak.supervised))
+    return replace(
+        known,
+        duration_s=(known.steps or 0) * costs.seconds.of(step.text, step.visual, step.supervised),
+        peak_memory_bytes=peak_bytes,
+        worker_class=worker.worker_class,
+        available_memory_bytes=worker.memory_bytes,
+        fits=peak_bytes <= worker.memory_bytes,
+    )
+
+
+def _suggestions(
+    known: Estimate, spec: TrainingSpec, base: BaseModel, split: SplitFacts, row: RowLoad, worker: Worker
+) -> tuple[str, ...]:
+    """Single changes that make the job fit on a worker, the mildest of each kind."""
+    found = []
+    for batch_size in _halves(spec.batch_size, 1):
+        offer = _offer(known, replace(spec, batch_size=batch_size), base, split, row, worker)
+        if offer is not None and offer.fits:
+            found.append(f"batch_size={batch_size}")
+            break
+    for max_pixels in _halves(spec.max_pixels, _MIN_PIXELS):
+        share = max_pixels / spec.max_pixels
+        smaller = replace(row, visual=row.visual * share)
+        longest = round((split.longest_row or 0) * (smaller.text + smaller.visual) / (row.text + row.visual))
+        offer = _offer(known, spec, base, replace(split, longest_row=longest), smaller, worker)
+        if offer is not None and offer.fits and row.visual:
+            found.append(f"max_pixels={max_pixels}")
+            break
+    return tuple(found)
+
+
+def _halves(value: int, least: int) -> Iterable[int]:
+    while value // 2 >= least:
+        value //= 2
+        yield value
+
+
+def _rows_per_step(spec: TrainingSpec) -> int:
+    return spec.batch_size * spec.gradient_accumulation
+
+
+def _epoch_rows(spec: TrainingSpec, split: SplitFacts) -> float:
+    return math.inf if spec.epochs is None else spec.epochs * split.rows
+
+
+def _mean_row(split: SplitFacts) -> RowLoad | None:
+    if split.visual_tokens is None or split.prompt_tokens is None or split.supervised_tokens is None:
+        return None
+    text = split.prompt_tokens + split.supervised_tokens
+    if not split.rows or not text:
+        return None
+    return RowLoad(text, split.visual_tokens, split.supervised_tokens).times(1 / split.rows)
+
+
+def _holds(worker: Worker, base: BaseModel, spec: TrainingSpec) -> bool:
+    right_dtype = spec.dtype is Dtype.AUTO or spec.dtype.value in worker.dtypes
+    return base.digest in worker.models.values() and right_dtype
+
+
+def _nearest(spec: TrainingSpec, base: BaseModel, parameters: int, worker: Worker) -> Calibration | None:
+    def distance(costs: Calibration) -> float:
+        lora = replace(spec.lora, rank=costs.rank, target_modules=costs.target_modules)
+        linears = [linear for name, linear in base.linears.items() if name in lora.target_modules]
+        return abs(trainable_parameters(linears, lora) - parameters)
+
+    fitting = [
+        costs
+        for costs in worker.calibrations
+        if costs.model_digest == base.digest and spec.dtype.value in (Dtype.AUTO.value, costs.dtype)
+    ]
+    return min(fitting, key=distance, default=None)
+
+
+def _on_some_class(known: Estimate, able: list[Worker]) -> Estimate:
+    """The estimate without a calibration: at least who would do it."""
+    if not able:
+        return known
+    worker = max(able, key=lambda each: each.memory_bytes)
+    return replace(known, worker_class=worker.worker_class, available_memory_bytes=worker.memory_bytes)

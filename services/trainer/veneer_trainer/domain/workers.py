@@ -1,0 +1,92 @@
+"""What workers are and can do, as they last said when they asked for work."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from veneer_trainer.domain.fair_share import Lane
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """A cost that is linear in a step's tokens."""
+
+    fixed: float
+    per_text_token: float
+    per_visual_token: float
+    per_supervised_token: float
+
+    def of(self, text: float, visual: float, supervised: float) -> float:
+        """Returns the cost of a step with so many tokens; supervised ones are among the text tokens."""
+        return (
+            self.fixed
+            + self.per_text_token * text
+            + self.per_visual_token * visual
+            + self.per_supervised_token * supervised
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What training one shape of job costs on a worker class: seconds of a step, bytes at its peak."""
+
+    model_digest: str
+    dtype: str
+    target_modules: tuple[str, ...]
+    rank: int
+    seconds: StepCost
+    memory_bytes: StepCost
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One worker; `models` is digest by name."""
+
+    name: str
+    device: str
+    worker_class: str
+    dtypes: frozenset[str]
+    memory_bytes: int
+    models: dict[str, str]
+    calibrations: tuple[Calibration, ...] = ()
+    code_version: str = ""
+
+    def can_run(self, lane: Lane) -> bool:
+        """Says whether the worker has what a lane's work needs."""
+        return (
+            (not lane.model_digest or lane.model_digest in self.models.values())
+            and (not lane.dtype or lane.dtype in self.dtypes)
+            and lane.memory_gib * _GIB <= self.memory_bytes + _GIB - 1
+        )
+
+
+class Workers:
+    """The workers that have asked for work lately.
+
+    Args:
+        memory_s: how long one is remembered after it was last heard of.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, memory_s: float = 3600.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._memory_s = memory_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._seen: dict[str, tuple[Worker, float]] = {}
+
+    def announce(self, worker: Worker) -> None:
+        """Notes what a worker says of itself."""
+        with self._lock:
+            self._seen[worker.name] = (worker, self._clock())
+
+    def known(self) -> tuple[Worker, ...]:
+        """Returns the workers, by name."""
+        oldest_s = self._clock() - self._memory_s
+        with self._lock:
+            self._seen = {name: seen for name, seen in self._seen.items() if seen[1] >= oldest_s}
+            return tuple(worker for _, (worker, _) in sorted(self._seen.items()))

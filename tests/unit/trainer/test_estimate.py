@@ -1,0 +1,79 @@
+import dataclasses
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from veneer_rpc.names import AdapterName, DatasetVersionName, ModelName
+from veneer_trainer.domain.estimate import estimate, total_steps
+from veneer_trainer.domain.spec import Dtype, TrainingSpec
+from veneer_trainer.domain.targets import Linear
+from veneer_trainer.domain.workers import Calibration, StepCost, Worker
+from veneer_trainer.ports import BaseModel, SplitFacts
+
+SPEC = TrainingSpec(ModelName("m"), DatasetVersionName("d", "0" * 64), AdapterName("a"))
+LINEARS = {f"layers.{index}.{name}": Linear("decoder", 64, 64) for index in range(2) for name in ("q_proj", "v_proj")}
+BASE = BaseModel(ModelName("m"), "digest", 4096, 1 << 20, LINEARS)
+SPLIT = SplitFacts(rows=100, visual_tokens=900, prompt_tokens=500, supervised_tokens=100, longest_row=30)
+COSTS = Calibration(
+    "digest", "float32", tuple(sorted(LINEARS)), 8,
+    StepCost(0.5, 0.01, 0.02, 0.1), StepCost(1000, 10, 20, 0),
+)  # fmt: skip
+WORKER = Worker("w", "cpu", "cpu-2x", frozenset({"float32"}), 10_000, {"models/m": "digest"}, (COSTS,))
+
+
+def test_steps_tokens_time_and_memory_are_the_sums_they_should_be() -> None:
+    taken = estimate(SPEC, BASE, SPLIT, [WORKER])
+    assert taken.steps == 3 * 50
+    assert (taken.tokens_per_epoch, taken.total_tokens) == (1500, 4500)
+    assert taken.trainable_parameters == 4 * 8 * 128
+    # a step has two rows: 12 text tokens, two of them supervised, and 18 visual ones
+    assert math.isclose(taken.duration_s or 0, 150 * (0.5 + 12 * 0.01 + 18 * 0.02 + 2 * 0.1))
+    # the longest row is twice the mean: 12 text and 18 visual tokens
+    assert taken.peak_memory_bytes == 1000 + 12 * 10 + 18 * 20
+    assert (taken.worker_class, taken.available_memory_bytes, taken.fits) == ("cpu-2x", 10_000, True)
+
+
+def test_steps_instead_of_epochs_bound_the_tokens() -> None:
+    taken = estimate(dataclasses.replace(SPEC, epochs=None, steps=10), BASE, SPLIT, [WORKER])
+    assert (taken.steps, taken.total_tokens) == (10, 300)
+
+
+def test_what_was_neither_counted_nor_measured_stays_unknown() -> None:
+    uncounted = estimate(SPEC, BASE, SplitFacts(100), [WORKER])
+    assert (uncounted.steps, uncounted.total_tokens, uncounted.duration_s) == (150, None, None)
+    assert uncounted.worker_class == "cpu-2x"
+    unmeasured = estimate(SPEC, BASE, SPLIT, [dataclasses.replace(WORKER, calibrations=())])
+    assert (unmeasured.total_tokens, unmeasured.duration_s, unmeasured.fits) == (4500, None, True)
+    nobody = estimate(SPEC, BASE, SPLIT, [])
+    assert (nobody.worker_class, nobody.fits) == ("", True)
+
+
+def test_only_workers_with_base_and_dtype_count() -> None:
+    other = dataclasses.replace(WORKER, models={"models/m": "another digest"})
+    assert estimate(SPEC, BASE, SPLIT, [other]).worker_class == ""
+    bf16 = dataclasses.replace(SPEC, dtype=Dtype.BFLOAT16)
+    assert estimate(bf16, BASE, SPLIT, [WORKER]).duration_s is None
+
+
+def test_the_sooner_class_that_fits_is_taken() -> None:
+    fast = dataclasses.replace(COSTS, seconds=StepCost(0.1, 0, 0, 0))
+    small = dataclasses.replace(WORKER, name="s", worker_class="small", memory_bytes=10, calibrations=(fast,))
+    quick = dataclasses.replace(WORKER, name="q", worker_class="quick", calibrations=(fast,))
+    assert estimate(SPEC, BASE, SPLIT, [WORKER, small, quick]).worker_class == "quick"
+
+
+def test_what_does_not_fit_is_told_with_changes_that_would() -> None:
+    spec = dataclasses.replace(SPEC, batch_size=8, max_pixels=40_000)
+    tight = dataclasses.replace(WORKER, memory_bytes=3_000)
+    taken = estimate(spec, BASE, SPLIT, [tight])
+    assert taken.peak_memory_bytes == 1000 + 8 * 480
+    assert not taken.fits
+    assert taken.suggestions == ("batch_size=4", "max_pixels=10000")
+
+
+@given(st.integers(1, 10**6), st.integers(1, 100), st.integers(1, 64), st.integers(1, 64))
+def test_an_epoch_takes_every_row_and_no_step_is_empty(rows: int, epochs: int, batch: int, accumulated: int) -> None:
+    spec = dataclasses.replace(SPEC, epochs=epochs, batch_size=batch, gradient_accumulation=accumulated)
+    steps = total_steps(spec, rows) // epochs
+    assert (steps - 1) * batch * accumulated < rows <= steps * batch * accumulated
