@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto lint types test test-long base base-eval
+.PHONY: help setup proto lint types test test-long up demo demo-full base base-eval
 
 help: ## Show what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -32,6 +32,15 @@ test: setup ## Run every test that takes seconds
 
 test-long: setup ## Run the tests that train or start many processes, minutes each
 	$(BIN)/pytest -m e2e_long
+
+demo: setup ## Learn handwriting and office documents in a cluster of this machine, and show both
+	$(BIN)/python -m veneer_cluster.demo
+
+demo-full: setup ## The same path with Qwen3-VL-2B's full shape; BASE=DIR_OR_HUB_ID names real weights
+	$(BIN)/python -m veneer_cluster.demo --full $(if $(BASE),--base $(BASE))
+
+up: setup ## Start a cluster on this machine; Ctrl-C stops it
+	$(BIN)/veneer up
 
 base: setup ## Train the demonstration base from nothing, or go on where it stopped (build/base)
 	$(BIN)/veneer base train --out build/base

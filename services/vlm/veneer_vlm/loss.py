@@ -8,15 +8,14 @@ cross-entropy kernels), so that neither (N, V) logits nor the head's graph outli
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from veneer_vlm.linear import Linear
+from veneer_vlm.head import Head
 
 _CHUNK = 64  # positions: 39 MB of float32 logits at a vocabulary of 151,936
 
 
-def token_losses(head: Linear, hidden_N_D: Tensor, targets_N: Tensor, chunk: int = _CHUNK) -> Tensor:
+def token_losses(head: Head, hidden_N_D: Tensor, targets_N: Tensor, chunk: int = _CHUNK) -> Tensor:
     """The negative log-likelihood (N,) of each target in float32.
 
     One loss a token, so that jobs sharing a pass can each reduce their own. Gradients flow to the hidden
@@ -47,7 +46,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx: _Context,
         hidden_N_D: Tensor,
         targets_N: Tensor,
-        head: Linear,
+        head: Head,
         chunk: int,
     ) -> Tensor:
         losses: list[Tensor] = []
@@ -57,7 +56,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             chunks = zip(torch.split(hidden_N_D, chunk), torch.split(targets_N, chunk), strict=True)
             for hidden, targets in chunks:
                 hidden = hidden.detach().requires_grad_(needs_gradient)
-                loss = F.cross_entropy(head.project(hidden).float(), targets, reduction="none")
+                loss = head.cross_entropy(hidden, targets)
                 losses.append(loss.detach())
                 if needs_gradient:
                     gradients += torch.autograd.grad(loss.sum(), hidden)

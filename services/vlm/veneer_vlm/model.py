@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from veneer_vlm.attention import Attention
 from veneer_vlm.config import ModelConfig
 from veneer_vlm.decoder import Decoder
+from veneer_vlm.head import Head
 from veneer_vlm.layout import HEAD
-from veneer_vlm.linear import Adapters, FusedLinear, Linear
+from veneer_vlm.linear import Adapters, FusedLinear
 from veneer_vlm.vision import Grid, VisionTower, VisualFeatures
 
 
@@ -25,7 +26,7 @@ class VisionLanguageModel(nn.Module):
         self.config = config
         self.visual = VisionTower(config.vision)
         self.language_model = Decoder(config.text)
-        self.lm_head = Linear(config.text.hidden_size, config.text.vocab_size)
+        self.lm_head = Head(config.text.hidden_size, config.text.vocab_size)
         for path, module in self.named_modules():
             if isinstance(module, FusedLinear):
                 name = checkpoint_name(path)

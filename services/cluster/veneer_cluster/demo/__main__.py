@@ -58,7 +58,9 @@ def _run(chosen: argparse.Namespace, temporary: Path) -> int:
     if chosen.full and base is None:
         base = str(temporary / "qwen3-vl-2b-random")
         print("no base is named: random weights of Qwen3-VL-2B's shape are written", flush=True)
-        subprocess.run([sys.executable, "-m", "veneer_cluster.demo.random_base", base], check=True)  # noqa: S603
+        write = ["base", "random", "--shape", "qwen3-vl-2b", "--out", base]
+        # In a process of its own: it imports torch, which nothing here needs.
+        subprocess.run([sys.executable, "-m", "veneer_client", *write], check=True)  # noqa: S603
     flags = ["--base", base] if base else []
     report: dict[str, object] = {"cores": machine.cores()}
     results = []
