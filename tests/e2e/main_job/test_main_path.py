@@ -1,0 +1,226 @@
+"""Upload, validate, queue, train, publish, evaluate, promote, swap, answer: on real processes, as people type it."""
+
+# ruff: noqa: ANN401  # the cluster's type stays in conftest
+
+import json
+import os
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from veneer_client import Client, InvalidArgument, NotFound, Unauthenticated
+
+NODE = Path(__file__).parents[3] / "clients" / "node"
+QUESTION = "Which digit is this? Answer with one digit from 0 to 9."
+TRAIN = ("--steps", 4, "--rank", 4, "--batch-size", 4, "--learning-rate", 0.01)
+
+
+def test_the_commands_of_the_readme(cluster: Any, folder: Path, tmp_path: Path) -> None:
+    pushed = cluster.veneer("dataset", "push", folder, "--name", "digits")
+    assert "104 rows" in pushed
+    processes = {process.name: process.pid for process in cluster.state().processes}
+    watched = cluster.veneer("train", "digits", "--adapter", "digits", *TRAIN, "--watch")
+    assert "adapters/digits/versions/1" in watched or "digits@1" in watched
+
+    picture = folder / "images" / "test-0.png"
+    bare = cluster.client.generate(QUESTION, image=picture, max_tokens=4)
+    adapted = cluster.client.generate(QUESTION, image=picture, adapter="digits", max_tokens=4)
+    version = cluster.client.adapters.get_version("digits@1")
+    assert (bare.served_by.adapter_version, bare.served_by.adapter_digest) == ("", "")
+    assert adapted.served_by.adapter_version == version.name
+    assert adapted.served_by.adapter_digest == version.digest
+    assert {process.name: process.pid for process in cluster.state().processes} == processes  # nothing was restarted
+
+    figures = cluster.veneer("eval", "--adapter", "digits", "--dataset", "digits", "--split", "test")
+    assert "exact" in figures.lower()
+    answer = cluster.veneer("chat", "--adapter", "digits", "--image", picture, "--max-tokens", 4, QUESTION)
+    assert adapted.text in answer
+    assert "digits" in cluster.veneer("adapters", "list")
+    assert version.digest[:12] in cluster.veneer("adapters", "show", "digits")
+    jobs = json.loads(cluster.veneer("jobs", "list", "--json"))
+    assert [job["state"] for job in (jobs if isinstance(jobs, list) else jobs["jobs"])] == ["JOB_STATE_SUCCEEDED"]
+
+    from peft import PeftConfig
+    from safetensors import safe_open
+
+    peft = cluster.client.adapters.download("digits@1", tmp_path / "peft")
+    assert PeftConfig.from_pretrained(peft).r == 4
+    with safe_open(peft / "adapter_model.safetensors", "pt") as file:
+        assert any(file.get_tensor(name).abs().sum() > 0 for name in file.keys() if "lora_B" in name)  # noqa: SIM118
+
+
+def test_later_versions_answer_once_they_are_promoted(cluster: Any, folder: Path) -> None:
+    client: Client = cluster.client
+    client.datasets.push(folder, "promoted")
+    jobs = [
+        client.jobs.train("promoted", "promoted", steps=2, rank=4, learning_rate=0.02, seed=seed) for seed in (1, 2)
+    ]
+    first, second = (client.adapters.get_version(client.jobs.wait(job.name).adapter_version) for job in jobs)
+    picture = folder / "images" / "test-1.png"
+
+    def served() -> str:
+        answer = client.generate(QUESTION, image=picture, adapter="promoted", max_tokens=1)
+        assert (
+            answer.served_by.adapter_digest
+            == {first.name: first.digest, second.name: second.digest}[answer.served_by.adapter_version]
+        )
+        return answer.served_by.adapter_version
+
+    assert {alias.alias: alias.version for alias in client.adapters.get("promoted").aliases} == {
+        "production": first.name
+    }
+    assert served() == first.name
+    client.adapters.promote("promoted@2")
+    cluster.until(lambda: served() == second.name, within_s=10)
+    client.adapters.rollback("promoted")
+    cluster.until(lambda: served() == first.name, within_s=10)
+
+
+def test_a_swap_breaks_no_stream_and_each_answer_names_its_version(cluster: Any, folder: Path) -> None:
+    client: Client = cluster.client
+    client.datasets.push(folder, "swapped")
+    jobs = [client.jobs.train("swapped", "swapped", steps=2, rank=4, learning_rate=0.05, seed=seed) for seed in (1, 2)]
+    versions = [client.adapters.get_version(client.jobs.wait(job.name).adapter_version) for job in jobs]
+    picture = folder / "images" / "test-2.png"
+    expected = {
+        version.digest: client.generate(
+            QUESTION, image=picture, adapter=f"swapped@{version.name.rpartition('/')[2]}", max_tokens=24
+        ).token_ids
+        for version in versions
+    }
+    answered: list[tuple[str, list[int]]] = []
+    stop = threading.Event()
+
+    def stream() -> None:
+        while not stop.is_set():
+            ids, served = [], ""
+            for piece in client.stream(QUESTION, image=picture, adapter="swapped", max_tokens=24):
+                ids += piece.token_ids
+                served = piece.served_by.adapter_digest or served
+            answered.append((served, ids))
+
+    threads = [threading.Thread(target=stream) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for turn in range(6):
+        client.adapters.promote(f"swapped@{2 - turn % 2}")
+        enough = len(answered) + 8
+        cluster.until(lambda enough=enough: len(answered) >= enough)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert {digest for digest, _ in answered} == set(expected)
+    assert not [digest for digest, ids in answered if ids != list(expected[digest])]
+
+
+def test_the_same_job_twice_is_the_same_adapter(cluster: Any, folder: Path) -> None:
+    client: Client = cluster.client
+    client.datasets.push(folder, "twice")
+    jobs = [client.jobs.train("twice", f"twice-{name}", steps=3, rank=4, seed=7) for name in "ab"]
+    one, other = (client.adapters.get_version(client.jobs.wait(job.name).adapter_version) for job in jobs)
+    assert one.digest == other.digest
+
+
+def test_tenants_see_nothing_of_each_other(cluster: Any, folder: Path) -> None:
+    client: Client = cluster.client
+    client.datasets.push(folder, "private")
+    job = client.jobs.wait(client.jobs.train("private", "private", steps=1).name)
+    token = cluster.veneer("tokens", "create", "--tenant", "acme").strip()
+    picture = folder / "images" / "test-0.png"
+    with Client(directory=cluster.folder.root, token=token) as stranger:
+        assert not list(stranger.datasets.list())
+        assert not list(stranger.jobs.list())
+        assert not list(stranger.adapters.list())
+        assert not list(stranger.evaluations.list())
+        for call in (
+            lambda: stranger.datasets.get("private"),
+            lambda: stranger.jobs.get(job.name),
+            lambda: stranger.jobs.train("private", "private"),
+            lambda: stranger.adapters.get("private"),
+            lambda: stranger.generate(QUESTION, image=picture, adapter="private"),
+        ):
+            with pytest.raises(NotFound):
+                call()
+        assert stranger.generate(QUESTION, image=picture, max_tokens=1).token_ids
+    with Client(directory=cluster.folder.root, token="vnr_nobody") as nobody:
+        for call in (
+            lambda: list(nobody.datasets.list()),
+            lambda: list(nobody.jobs.list()),
+            lambda: nobody.generate(QUESTION, image=picture),
+        ):
+            with pytest.raises(Unauthenticated):
+                call()
+
+
+def test_bad_input_is_named_and_hurts_nobody(cluster: Any, folder: Path, tmp_path: Path) -> None:
+    processes = {process.name: process.pid for process in cluster.state().processes}
+    bad = tmp_path / "bad"
+    (bad / "images").mkdir(parents=True)
+    shutil.copy(folder / "images" / "test-0.png", bad / "images" / "good.png")
+    (bad / "images" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    rows = (
+        {"image": "images/gone.png", "text": "1"},
+        {"image": "images/broken.jpg", "text": "2"},
+        {"image": "images/good.png"},
+    )
+    rows = (*rows, {"image": "images/good.png", "text": "4"})
+    (bad / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    push = cluster.client.datasets.push(bad, "bad")
+    assert (push.version.report.accepted_rows, push.version.report.refused_rows) == (1, 3)
+    assert {(finding.path, finding.line) for finding in push.findings if finding.line in (1, 2, 3)} == {
+        ("train.jsonl", 1), ("train.jsonl", 2), ("train.jsonl", 3),
+    }  # fmt: skip
+    with pytest.raises(InvalidArgument) as refused:
+        cluster.client.jobs.train("bad", "bad", rank=0)
+    assert "spec.lora.rank" in str([violation.field for violation in refused.value.violations])
+    with pytest.raises(NotFound, match="nobody"):
+        cluster.client.generate(QUESTION, adapter="nobody")
+    with pytest.raises(InvalidArgument):
+        cluster.client.generate(QUESTION, image=b"\xff\xd8\xff\xe0 no picture")
+    assert {process.name: process.pid for process in cluster.state().processes} == processes
+
+
+def test_the_tutorials_folder_is_resolved_and_said(cluster: Any, folder: Path, tmp_path: Path) -> None:
+    tutorial = tmp_path / "tutorial"
+    (tutorial / "images").mkdir(parents=True)
+    shutil.copy(folder / "images" / "test-0.png", tutorial / "images" / "invoice_01.png")
+    row = {"image": "invoice_01.png", "text": "这是一张金额为 ¥8,650 的增值税发票。"}
+    (tutorial / "train.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", "utf-8")
+    push = cluster.client.datasets.push(tutorial, "tutorial", prompt="这是什么单据?")
+    assert push.version.report.accepted_rows == 1
+    assert any("images/invoice_01.png" in str(finding) for finding in push.findings)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="Node is not installed")
+@pytest.mark.skipif(not (NODE / "node_modules").is_dir(), reason="run `npm ci` in clients/node")
+def test_a_program_in_another_language(cluster: Any, folder: Path) -> None:
+    where = json.loads((cluster.folder.root / "cluster.json").read_text("utf-8"))
+    inference = where["inference"]
+    environment = {
+        **os.environ,
+        "VENEER_DATASET": where["dataset"],
+        "VENEER_TRAINER": where["trainer"],
+        "VENEER_INFERENCE": inference if isinstance(inference, str) else ",".join(inference),
+        "VENEER_TOKEN": where["token"],
+    }
+
+    def node(*words: object, **variables: str) -> "subprocess.CompletedProcess[str]":
+        command = ["node", NODE / "veneer.mjs", *map(str, words)]
+        return subprocess.run(
+            command, env=environment | variables, capture_output=True, text=True, timeout=110, check=False
+        )
+
+    pushed = node("push", folder, "from-node")
+    assert (pushed.returncode, pushed.stderr) == (0, "")
+    assert pushed.stdout.split()[0] == cluster.client.datasets.get_version("from-node").digest
+    trained = node("train", "from-node", "from-node", 1)
+    assert trained.stdout.splitlines()[-1:] == ["adapters/from-node/versions/1"], trained
+    asked = node("ask", "adapters/from-node", folder / "images" / "test-0.png", QUESTION)
+    assert asked.returncode == 0, asked
+    assert asked.stdout.strip()
+    refused = node("ask", "adapters/from-node", folder / "images" / "test-0.png", QUESTION, VENEER_TOKEN="vnr_other")
+    assert refused.stderr.startswith("UNAUTHENTICATED TOKEN_UNKNOWN")
