@@ -17,7 +17,7 @@ from veneer.trainer.v1.training_job_pb2 import TrainingJob
 from veneer_client import Client, VeneerError, state_name
 from veneer_client.commands import screen
 
-LINE_INTERVAL_S = 2.0
+LINE_INTERVAL_S = 5.0
 _W = TypeVar("_W", TrainingJob, Evaluation)
 
 
@@ -66,7 +66,8 @@ def job_line(job: TrainingJob) -> str:
 
 def evaluation_line(evaluation: Evaluation) -> str:
     """An evaluation in one line of text."""
-    figures = [f"{metric.metric} {100 * metric.value:.1f} %" for metric in evaluation.metrics]
+    # A figure of one field, such as `field_match/date`, has its place in the table of the result.
+    figures = [f"{each.metric} {100 * each.value:.1f} %" for each in evaluation.metrics if "/" not in each.metric]
     done = f"{evaluation.answered_samples}/{evaluation.total_samples or '?'} answered"
     return "  ".join([f"{evaluation.name} {state_name(evaluation.state)}", done, *figures])
 

@@ -23,6 +23,7 @@ from veneer_cluster.folder import Folder
 
 SHOWN_PICTURES = 3
 LONGEST_ANSWER_TOKENS = 96
+LONGEST_SHOWN = 96  # columns
 _ROUNDING = 1e-9
 
 
@@ -160,7 +161,7 @@ def _show_side_by_side(client: Client, scene: Scene, rows: list[Row], version: s
     def table() -> Table:
         drawn = Table("EXPECTED", "BASE", "ADAPTER", box=None, padding=(0, 2, 0, 0), header_style="bold")
         for (_, _, expected), (base, adapter) in zip(rows, answers, strict=True):
-            drawn.add_row(expected, Text(base, style="yellow"), Text(adapter, style="green"))
+            drawn.add_row(expected, _shown(base, "yellow"), _shown(adapter, "green"))
         return drawn
 
     failures: list[str] = []
@@ -183,6 +184,12 @@ def _show_side_by_side(client: Client, scene: Scene, rows: list[Row], version: s
         screen.console().print(table())
     if failures:
         raise VeneerError(failures[0])
+
+
+def _shown(answer: str, style: str) -> Text:
+    text = Text(answer.replace("\n", " "), style=style)
+    text.truncate(LONGEST_SHOWN, overflow="ellipsis")
+    return text
 
 
 def _caught(ask: Callable[[int, int], None], row: int, column: int, failures: list[str]) -> None:
