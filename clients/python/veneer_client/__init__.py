@@ -18,6 +18,7 @@ from veneer_client._address import Cluster
 from veneer_client._client import AsyncClient, Client
 from veneer_client._conversation import Image, ImageError, Question, message
 from veneer_client._datasets import Push, PushProgress
+from veneer_client._diff import DatasetDiff, DiffRow
 from veneer_client._errors import (
     Aborted,
     AlreadyExists,
@@ -53,7 +54,9 @@ __all__ = [
     "Cluster",
     "ClusterNotFound",
     "DataLoss",
+    "DatasetDiff",
     "DeadlineExceeded",
+    "DiffRow",
     "FailedPrecondition",
     "FolderError",
     "Image",

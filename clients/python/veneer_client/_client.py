@@ -94,6 +94,9 @@ class Datasets(Face[AsyncDatasets]):
     versions = Iterating(AsyncDatasets.versions)
     delete_version = Blocking(AsyncDatasets.delete_version)
     findings = Iterating(AsyncDatasets.findings)
+    examples = Iterating(AsyncDatasets.examples)
+    download = Iterating(AsyncDatasets.download)
+    diff = Blocking(AsyncDatasets.diff)
 
 
 class Models(Face[AsyncModels]):

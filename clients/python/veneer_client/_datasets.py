@@ -1,17 +1,17 @@
 """Datasets: pushing a folder, and reading what became of it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+import contextlib
+import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from veneer.dataset.v1.dataset_pb2 import (
     Dataset,
     DatasetVersion,
     Finding,
     Phase,
-    Severity,
     SplitPolicy,
     VersionProgress,
 )
@@ -20,23 +20,15 @@ from veneer.dataset.v1.dataset_service_pb2 import (
     CreateDatasetVersionRequest,
     DeleteDatasetRequest,
     DeleteDatasetVersionRequest,
-    GetDatasetRequest,
-    GetDatasetVersionRequest,
-    ListDatasetsRequest,
-    ListDatasetVersionsRequest,
-    ListFindingsRequest,
     RowFile,
     UpdateDatasetRequest,
 )
-from veneer.dataset.v1.dataset_service_pb2_grpc import DatasetServiceStub
-from veneer_client._calls import FOLLOW_ATTEMPTS, STREAM_TIMEOUT_S, Connection, Patience, fill_request_id
+from veneer_client._calls import FOLLOW_ATTEMPTS, STREAM_TIMEOUT_S, Patience, fill_request_id
 from veneer_client._errors import FailedPrecondition, Internal, NotFound, RowsRefused, StatusError
 from veneer_client._folder import LocalBlob, bytes_blob, read_folder, split_of
 from veneer_client._names import full, version
+from veneer_client._reading import DatasetReading
 from veneer_client._upload import upload
-
-if TYPE_CHECKING:  # the generated code has it in its type stubs alone
-    from veneer.dataset.v1.dataset_service_pb2_grpc import DatasetServiceAsyncStub
 
 HASHING = "hashing"
 UPLOADING = "uploading"
@@ -79,14 +71,8 @@ class Push:
     reused_blobs: int
 
 
-class AsyncDatasets:
+class AsyncDatasets(DatasetReading):
     """Datasets and their versions."""
-
-    def __init__(self, dataset: Connection) -> None:
-        self._dataset = dataset
-
-    def _stub(self) -> "DatasetServiceAsyncStub":
-        return self._dataset.stub(DatasetServiceStub)
 
     async def push(
         self,
@@ -123,11 +109,11 @@ class AsyncDatasets:
         files = await asyncio.to_thread(
             read_folder, Path(folder), lambda done, total: on_progress(PushProgress(HASHING, done, total))
         )
-        parent = await self._ensure(full("datasets", name), prompt)
+        wanted = full("datasets", name)
         blobs = files.blobs()
         sent_blobs, sent_bytes = await self.upload(blobs, on_progress)
         request = CreateDatasetVersionRequest(
-            parent=parent,
+            parent=wanted,
             row_files=[
                 RowFile(path=rows.path, digest=rows.digest, split=split_of(rows.path)) for rows in files.row_files
             ],
@@ -138,7 +124,11 @@ class AsyncDatasets:
             strict=strict,
             validate_only=validate_only,
         )
-        made, findings = await self._freeze(request, on_progress)
+        if validate_only:
+            made, findings = await self._rehearsed(request, prompt, on_progress)
+        else:
+            await self._ensure(wanted, prompt)
+            made, findings = await self._freeze(request, on_progress)
         return Push(made, findings, sent_blobs, sent_bytes, len(blobs) - sent_blobs)
 
     async def upload(
@@ -155,67 +145,53 @@ class AsyncDatasets:
         await self.upload([blob])
         return blob.digest
 
-    async def get(self, name: str) -> Dataset:
-        """Returns a dataset."""
-        return await self._dataset.read(self._stub().GetDataset, GetDatasetRequest(name=full("datasets", name)))
-
-    async def list(self) -> AsyncIterator[Dataset]:
-        """Yields all datasets, newest first."""
-        request = ListDatasetsRequest()
-        async for item in self._dataset.pages(self._stub().ListDatasets, request, lambda page: page.datasets):
-            yield item
-
     async def delete(self, name: str) -> None:
         """Deletes a dataset with its versions."""
         await self._dataset.change(self._stub().DeleteDataset, DeleteDatasetRequest(name=full("datasets", name)))
-
-    async def get_version(self, name: str) -> DatasetVersion:
-        """Returns a version: `digits` is the newest, `digits@<12 digits of its digest or more>` that one.
-
-        Raises:
-            NotFound: there is no such dataset or version, or the dataset has none yet.
-        """
-        whole = version("datasets", name)
-        if whole.count("/") == 1:
-            whole = (await self.get(name)).latest_version
-            if not whole:
-                raise NotFound("NO_VERSION", f"{name} has no version yet: push a folder to it", resource=name)
-        return await self._dataset.read(self._stub().GetDatasetVersion, GetDatasetVersionRequest(name=whole))
-
-    async def versions(self, name: str) -> AsyncIterator[DatasetVersion]:
-        """Yields a dataset's versions, newest first."""
-        request = ListDatasetVersionsRequest(parent=full("datasets", name))
-        async for item in self._dataset.pages(
-            self._stub().ListDatasetVersions, request, lambda page: page.dataset_versions
-        ):
-            yield item
 
     async def delete_version(self, name: str) -> None:
         """Deletes a version by its full name or as `digits@<digest>`."""
         request = DeleteDatasetVersionRequest(name=version("datasets", name))
         await self._dataset.change(self._stub().DeleteDatasetVersion, request)
 
-    async def findings(
-        self, name: str, *, severity: Severity.ValueType = Severity.SEVERITY_UNSPECIFIED, code: str = ""
-    ) -> AsyncIterator[Finding]:
-        """Yields all findings of a version, in the order of files and lines."""
-        parent = (await self.get_version(name)).name
-        request = ListFindingsRequest(parent=parent, severity=severity, code=code)
-        async for item in self._dataset.pages(self._stub().ListFindings, request, lambda page: page.findings):
-            yield item
-
-    async def _ensure(self, name: str, prompt: str | None) -> str:
+    async def _ensure(self, name: str, prompt: str | None) -> None:
+        """Creates the dataset where it is not there; gives it the prompt."""
         try:
             dataset = await self.get(name)
         except NotFound:
-            fields = Dataset(default_prompt=prompt or "")
-            request = CreateDatasetRequest(dataset_id=name.removeprefix("datasets/"), dataset=fields)
-            dataset = await self._dataset.change(self._stub().CreateDataset, request)
+            dataset = await self._create(name, prompt or "")
         if prompt is not None and dataset.default_prompt != prompt:
             update = UpdateDatasetRequest(dataset=Dataset(name=name, default_prompt=prompt, etag=dataset.etag))
             update.update_mask.paths.append("default_prompt")
             await self._dataset.change(self._stub().UpdateDataset, update)
-        return name
+
+    async def _create(self, name: str, prompt: str) -> Dataset:
+        fields = Dataset(default_prompt=prompt)
+        request = CreateDatasetRequest(dataset_id=name.removeprefix("datasets/"), dataset=fields)
+        return await self._dataset.change(self._stub().CreateDataset, request)
+
+    async def _rehearsed(
+        self,
+        request: CreateDatasetVersionRequest,
+        prompt: str | None,
+        on_progress: Callable[[PushProgress], None],
+    ) -> tuple[DatasetVersion, tuple[Finding, ...]]:
+        """Validates without a trace: where no dataset has the name and prompt, against one that goes again."""
+        name, dataset = request.parent, None
+        with contextlib.suppress(NotFound):
+            dataset = await self.get(name)
+        if dataset is not None and prompt in (None, dataset.default_prompt):
+            return await self._freeze(request, on_progress)
+        if prompt is None:
+            prompt = ""
+        stand_in = await self._create(f"datasets/dry-run-{uuid.uuid4().hex[:16]}", prompt)
+        try:
+            request.parent = stand_in.name
+            made, findings = await self._freeze(request, on_progress)
+        finally:
+            await self.delete(stand_in.name)
+        made.name = made.name.replace(stand_in.name, name, 1)
+        return made, findings
 
     async def _freeze(
         self, request: CreateDatasetVersionRequest, on_progress: Callable[[PushProgress], None]

@@ -20,7 +20,7 @@ from veneer_dataset.adapters.pictures.cache import PixelCache
 from veneer_dataset.adapters.pictures.checker import DecodingChecker
 from veneer_dataset.adapters.pictures.pool import PicturePool
 from veneer_dataset.adapters.pictures.resizer import CachingResizer
-from veneer_dataset.adapters.sql.blobs import SqlBlobs
+from veneer_dataset.adapters.sql.blobs import DEFAULT_FRESH_S, SqlBlobs
 from veneer_dataset.adapters.sql.database import Database
 from veneer_dataset.adapters.sql.datasets import SqlDatasets
 from veneer_dataset.adapters.sql.facts import SqlFacts
@@ -50,11 +50,14 @@ PREFIX = "VENEER_DATASET_"
 
 _THREADS = 32
 _PAGING_KEY_BYTES = 32
+_FRESH_SHARE = 1 / 24  # of the grace, which notes of use may lag behind at most
+_SWITCH_INTERVAL_S = 0.0005  # a thread that makes a version would else hold up each step of each call for 5 ms
 _log = structlog.get_logger(__name__)
 
 
 async def serve(settings: DatasetSettings) -> None:
     """Serves until a signal asks to stop."""
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "calls"))
     async with AsyncExitStack() as stack:
         data = settings.data
@@ -62,7 +65,8 @@ async def serve(settings: DatasetSettings) -> None:
         database = Database(settings.database_url)
         stack.callback(database.close)
         partial_blobs = PartialFolder(data / "partial")
-        blobs = Blobs(_blob_store(settings), SqlBlobs(database), partial_blobs)
+        fresh_s = min(DEFAULT_FRESH_S, settings.grace_of_blobs_s * _FRESH_SHARE)
+        blobs = Blobs(_blob_store(settings), SqlBlobs(database, fresh_s), partial_blobs)
         pool = PicturePool(
             settings.decoders or os.cpu_count() or 1,
             settings.picture_memory_bytes,

@@ -48,11 +48,15 @@ class BlobStore(Protocol):
 class BlobIndex(Protocol):
     """Which blobs a tenant has, and where they lie."""
 
+    @property
+    def fresh_s(self) -> float:
+        """Seconds within which asking again for a blob need not be noted anew."""
+
     def find(self, tenant: str, digests: Sequence[str]) -> Mapping[str, "Blob"]:
         """Returns those of the named blobs that the tenant has, and notes that they were asked for."""
 
     def add(self, tenant: str, blobs: Sequence["Blob"]) -> Sequence["Blob"]:
-        """Adds blobs and returns those that were there already, as they were sent."""
+        """Adds blobs, which counts as asking for them; returns those that were there already, as they were sent."""
 
     def size_bytes(self, tenant: str) -> int:
         """Returns bytes of all of a tenant's blobs."""

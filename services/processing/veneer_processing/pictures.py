@@ -15,7 +15,13 @@ from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import (
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,  # noqa: F401  # reads EXIF; Pillow would import it in mid-decoding, where no file may be opened
+    WebPImagePlugin,
+)
 from PIL.ExifTags import Base as ExifTag
 from PIL.ImageFile import ImageFile
 

@@ -57,7 +57,7 @@ def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{ports[-1]}"
     finally:
-        server.terminate()
+        server.kill()  # told to end it takes half a minute; what it holds is thrown away
         server.wait(30)
 
 

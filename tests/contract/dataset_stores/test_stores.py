@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from veneer_dataset.adapters.folder_blobs import FolderBlobs
+from veneer_dataset.adapters.partial_folder import PartialFolder
 from veneer_dataset.adapters.sql.blobs import SqlBlobs
 from veneer_dataset.adapters.sql.database import Database
 from veneer_dataset.adapters.sql.datasets import SqlDatasets
 from veneer_dataset.adapters.sql.facts import SqlFacts
 from veneer_dataset.adapters.sql.requests import SqlRequests
 from veneer_dataset.adapters.sql.versions import SqlVersions
-from veneer_dataset.domain.blobs import Blob
+from veneer_dataset.domain.blobs import Blob, Blobs
 from veneer_dataset.domain.datasets import changed, new_dataset
 from veneer_dataset.domain.intake import RowFile
 from veneer_dataset.domain.making import Made, Submission, make_version
@@ -154,6 +156,39 @@ def test_a_picture_that_a_version_names_is_not_collected(database: Database, tmp
     with made_of(tmp_path, ROWS) as made:
         SqlVersions(database).save("acme", "d", made, {}, {named.digest})
     assert list(index.collect(datetime.now(UTC) + timedelta(hours=1), 10)) == [loose]
+
+
+def test_who_asks_for_a_blob_keeps_it(database: Database) -> None:
+    index = SqlBlobs(database, fresh_s=0)
+    blob = Blob("acme", "1" * 64, 1, "acme/1")
+    asks = (
+        lambda: index.add("acme", [blob]),
+        lambda: index.find("acme", [blob.digest]),
+        lambda: index.add("acme", [Blob("acme", blob.digest, 1, "acme/1-2")]),  # sent once more
+    )
+    for ask in asks:
+        before = datetime.now(UTC)
+        ask()
+        assert not index.collect(before, 10)
+    SqlBlobs(database, fresh_s=60).find("acme", [blob.digest])  # not noted: it was asked for a moment ago
+    assert index.collect(datetime.now(UTC), 10) == [blob]
+
+
+def test_what_a_work_needs_stays_past_any_grace(database: Database, tmp_path: Path) -> None:
+    store = FolderBlobs(tmp_path / "blobs")
+    blobs = Blobs(store, SqlBlobs(database, fresh_s=60), PartialFolder(tmp_path / "partial"))
+    (tmp_path / "file").write_bytes(b"x")
+    blobs.add("acme", [("1" * 64, tmp_path / "file")])
+
+    def tomorrow() -> datetime:
+        return datetime.now(UTC) + timedelta(days=1)
+
+    with blobs.needed():
+        with blobs.needed():
+            assert blobs.known("acme", ["1" * 64])
+        assert blobs.collect(3600, tomorrow) == 0
+    assert blobs.collect(3600, tomorrow) == 1
+    assert not list(store.locations())
 
 
 def test_facts(database: Database) -> None:

@@ -43,6 +43,9 @@ class Models(model_service_pb2_grpc.ModelServiceServicer):
         ]
         return model_pb2.Model(name="models/tiny", digest=MODEL_DIGEST, context_length=CONTEXT, files=files)
 
+    def ListModels(self, request: Any, context: grpc.ServicerContext) -> model_service_pb2.ListModelsResponse:
+        return model_service_pb2.ListModelsResponse()  # a client that asks for no model by name gets none
+
     def DownloadModelFiles(
         self, request: Any, context: grpc.ServicerContext
     ) -> Iterator[model_service_pb2.DownloadModelFilesResponse]:

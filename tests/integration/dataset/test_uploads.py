@@ -1,8 +1,11 @@
 """Uploads on a live server: what may go wrong, and that the next good call passes each time."""
 
 import hashlib
+import sqlite3
+import time
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import grpc
@@ -109,16 +112,17 @@ def test_a_stalled_upload_ends(start_service: StartService, tmp_path: Path) -> N
 
 
 def test_what_nobody_names_is_collected(start_service: StartService, tmp_path: Path) -> None:
-    import time
-
-    stub = start_service(tmp_path, "--grace-of-blobs-s", "0.5", "--collect-every-s", "0.2").stub()
+    stub = start_service(tmp_path, "--grace-of-blobs-s", "3600", "--collect-every-s", "0.1").stub()
     stub.CreateDataset(pb.CreateDatasetRequest(dataset_id="d"))
-    kept, loose = png(1), b"loose"
+    kept, loose, fresh = png(1), b"loose", b"fresh"
     freeze(stub, "d", lines({"image": "a.png", "text": "t"}), {"a.png": kept})
     upload(stub, loose)
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and any("loose" for p in (tmp_path / "data/blobs").rglob(f"{sha(loose)}*")):
-        time.sleep(0.1)
-    assert not list((tmp_path / "data/blobs").rglob(f"{sha(loose)}*"))
+    with closing(sqlite3.connect(tmp_path / "data/metadata.sqlite", timeout=60)) as database, database:
+        database.execute("UPDATE blobs SET asked_us = asked_us - 7200 * 1000000")  # two hours pass
+    upload(stub, fresh)
+    while list((tmp_path / "data/blobs").rglob(f"{sha(loose)}*")):  # pytest's timeout ends it
+        time.sleep(0.05)
+    missing = stub.FindMissingBlobs(pb.FindMissingBlobsRequest(digests=[sha(kept), sha(loose), sha(fresh)])).missing
+    assert [each.digest for each in missing] == [sha(loose)]
     pieces = stub.DownloadBlobs(pb.DownloadBlobsRequest(digests=[sha(kept)]))
     assert b"".join(each.data for each in pieces) == kept

@@ -1,7 +1,7 @@
 """What is odd about answers, pictures and splits."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from veneer_dataset.domain.answers import AnswerCensus, answer_warnings, instruction_in
@@ -61,6 +61,7 @@ def test_shapes(width: int, height: int, code: str | None) -> None:
     assert not is_too_thin(PictureFacts(1, 200))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 2**64 - 1), max_size=60), st.sets(st.integers(0, 63), max_size=2))
 def test_near_duplicates_are_found_and_only_those(codes: list[int], flipped: set[int]) -> None:
     if codes:
@@ -98,6 +99,7 @@ def test_fractions_are_by_content_and_about_as_asked() -> None:
     assert abs(splits.count("train") / 5000 - 0.8) < 0.03
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(min_size=1, max_size=8), st.sampled_from("abc"), max_size=120))
 def test_stratified_splits_keep_the_shares_of_each_answer(class_by_group: dict[str, str]) -> None:
     splits = stratified_splits(Fractions({"train": 0.75, "test": 0.25}, stratified=True), class_by_group)
@@ -106,3 +108,22 @@ def test_stratified_splits_keep_the_shares_of_each_answer(class_by_group: dict[s
         groups = [group for group, each in class_by_group.items() if each == answer]
         test = sum(splits[group] == "test" for group in groups)
         assert abs(test - len(groups) / 4) <= 0.5
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(0, 40)), st.integers(0, 3000))
+def test_a_picture_has_one_index_however_often_it_is_named(named: list[int], more: int) -> None:
+    table, first = PictureTable(), dict[int, int]()
+    for entry, number in enumerate([*named, *range(100, 100 + more), *named]):
+        index = table.index(number.to_bytes(32, "big"), entry)
+        assert first.setdefault(number, index) == index
+    assert len(table) == len(first)
+    assert list(table.digests()) == [number.to_bytes(32, "big").hex() for number in first]
+    for number, index in first.items():
+        table.note(
+            index, PictureFacts(number + 1, 2, number, "PICTURE_BROKEN" if number % 2 else "", "x" * (number % 2))
+        )
+    for number, index in first.items():
+        assert table.facts(index).width == number + 1
+        assert table.facts(index).code == ("PICTURE_BROKEN" if number % 2 else "")
+        assert table.size(number.to_bytes(32, "big").hex()) == (number + 1, 2)

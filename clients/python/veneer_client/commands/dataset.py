@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,15 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from veneer.dataset.v1.dataset_pb2 import DatasetVersion, Dialect, Finding, Severity
+from veneer.dataset.v1.dataset_pb2 import (
+    DatasetVersion,
+    Dialect,
+    Finding,
+    FractionSplits,
+    GroupKey,
+    Severity,
+    SplitPolicy,
+)
 from veneer_client import PushProgress, RowsRefused
 from veneer_client.commands import screen
 from veneer_client.commands.options import Directory, Json, connect
@@ -22,6 +31,15 @@ _SEVERITIES = {
     Severity.SEVERITY_INFO: ("info", "dim"),
 }
 
+
+class Group(StrEnum):
+    """What rows must share to stay in one split."""
+
+    PICTURES = "picture"
+    FIELD = "field"
+    NONE = "none"
+
+
 Name = Annotated[str, typer.Argument(help="The dataset, such as digits, or digits@<digest> for a version.")]
 
 
@@ -32,6 +50,14 @@ def push(
     model: Annotated[str, typer.Option(help="Count tokens by this model's contract.")] = "",
     strict: Annotated[bool, typer.Option("--strict", help="A single refused row refuses all.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and report, keep no version.")] = False,
+    split: Annotated[
+        list[str] | None,
+        typer.Option(help="A split and its share, such as train=0.8; once for each. Default: as files and rows say."),
+    ] = None,
+    group: Annotated[Group, typer.Option(help="With --split: rows that share this stay together.")] = Group.PICTURES,
+    stratified: Annotated[
+        bool, typer.Option("--stratified", help="With --split: share out each answer alike. May move rows later.")
+    ] = False,
     json: Json = False,
     directory: Directory = None,
 ) -> None:
@@ -41,7 +67,9 @@ def push(
 
     Example:
         veneer dataset push office-forms --name forms --prompt "What does this form say?"
+        veneer dataset push digits --name digits --split train=0.8 --split test=0.2 --stratified
     """
+    policy = _split_policy(split or [], group, stratified)
     with connect(directory) as client, _bar() as on_progress:
         try:
             done = client.datasets.push(
@@ -49,6 +77,7 @@ def push(
                 name,
                 prompt=prompt,
                 model=model,
+                split_policy=policy,
                 strict=strict,
                 validate_only=dry_run,
                 on_progress=on_progress,
@@ -117,6 +146,22 @@ def show(name: Name, json: Json = False, directory: Directory = None) -> None:
         return
     _print_version(version)
     _print_findings(findings, len(findings))
+
+
+def _split_policy(shares: list[str], group: Group, stratified: bool) -> SplitPolicy | None:
+    if not shares:
+        if stratified or group is not Group.PICTURES:
+            raise typer.BadParameter("--stratified and --group go with --split, such as --split train=0.8")
+        return None
+    fractions: dict[str, float] = {}
+    for each in shares:
+        name, _, share = each.partition("=")
+        try:
+            fractions[name] = float(share)
+        except ValueError:
+            raise typer.BadParameter(f"--split {each}: write a split and its share, such as train=0.8") from None
+    key = GroupKey.Value(f"GROUP_KEY_{group.name}")
+    return SplitPolicy(fractions=FractionSplits(fractions=fractions, group_key=key, stratified=stratified))
 
 
 @contextmanager

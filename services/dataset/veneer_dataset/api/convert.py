@@ -112,8 +112,9 @@ def example_messages(example: Example, form: PictureForm) -> list[dataset_servic
                 picture.blob = part["digest"]
                 continue
             content = example.pictures[number]
-            data = memoryview(content.data).cast("B") if isinstance(content, np.ndarray) else memoryview(content)
-            inline, room_bytes = bytes(data[:room_bytes]), max(0, room_bytes - len(data))
+            data = content.tobytes() if isinstance(content, np.ndarray) else content
+            inline = data if len(data) <= room_bytes else data[:room_bytes]  # mostly: without another copy
+            room_bytes -= len(inline)
             if isinstance(content, np.ndarray):
                 picture.resized.blob = part["digest"]
                 picture.resized.height, picture.resized.width = content.shape[:2]
@@ -122,7 +123,7 @@ def example_messages(example: Example, form: PictureForm) -> list[dataset_servic
                 picture.data = inline
             for start in range(len(inline), len(data), MAX_PIECE_BYTES):
                 chunk = dataset_service_pb2.PictureChunk(
-                    picture_index=number, data=bytes(data[start : start + MAX_PIECE_BYTES])
+                    picture_index=number, data=data[start : start + MAX_PIECE_BYTES]
                 )
                 messages.append(dataset_service_pb2.ReadExamplesResponse(picture_chunk=chunk))
             number += 1

@@ -67,11 +67,6 @@ class Acceptance:
         self._findings = findings
         self._files = files
         self._counting = counting
-        self._sizes = {
-            digest: (facts.width, facts.height)
-            for index, digest in enumerate(pictures.digests())
-            if counting and not (facts := pictures.facts(index)).code
-        }
 
     def run(
         self, file_splits: Sequence[str], fractions: Fractions | None, progress: Callable[[int], None]
@@ -165,7 +160,7 @@ class Acceptance:
         if self._counting is None:
             yield from batch
             return
-        counts = count_rows(self._counting, [row for _, _, row in batch], self._sizes.__getitem__)
+        counts = count_rows(self._counting, [row for _, _, row in batch], self._pictures.size)
         for (place, record, row), count in zip(batch, counts, strict=True):
             if isinstance(count, Uncountable):
                 self._note(record, count.code, "$", count.found)

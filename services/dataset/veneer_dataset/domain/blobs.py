@@ -1,8 +1,10 @@
 """Blobs by SHA-256: which of them a tenant has, how they come in, go out, and go away."""
 
 import secrets
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +14,10 @@ from veneer_rpc.errors import DataLoss, NotFound, OutOfRange
 
 _COLLECTED_AT_ONCE = 500
 _PUT_AT_ONCE = 16
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,8 @@ class Blobs:
         self._index = index
         self._partial = partial
         self._threads = ThreadPoolExecutor(_PUT_AT_ONCE, "blobs")  # a disk syncs many files as fast as one
+        self._lock = threading.Lock()
+        self._needed_since: list[datetime] = []
 
     def missing(self, tenant: str, digests: Sequence[str]) -> list[tuple[str, int]]:
         """Digest and received bytes of each named blob that is not complete, each once, in their order."""
@@ -91,12 +99,28 @@ class Blobs:
         """Bytes of all of a tenant's blobs."""
         return self._index.size_bytes(tenant)
 
-    def collect(self, grace_s: float, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> int:
+    @contextmanager
+    def needed(self, clock: Callable[[], datetime] = _now) -> Iterator[None]:
+        """Keeps what is asked for within the block until its end, however long that takes."""
+        since = clock()
+        with self._lock:
+            self._needed_since.append(since)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._needed_since.remove(since)
+
+    def collect(self, grace_s: float, clock: Callable[[], datetime] = _now) -> int:
         """Deletes blobs that no version names and nobody has asked for during the grace; returns how many.
 
         Deletes also what a process that died left in the store without an entry in the index.
         """
         not_since, count = clock() - timedelta(seconds=grace_s), 0
+        with self._lock:
+            # What was asked for a moment before a block may not have been noted again in it.
+            fresh = timedelta(seconds=self._index.fresh_s)
+            not_since = min([not_since, *(since - fresh for since in self._needed_since)])
         while blobs := self._index.collect(not_since, _COLLECTED_AT_ONCE):
             for blob in blobs:
                 self._store.delete(blob.location)

@@ -15,10 +15,10 @@ from veneer_dataset.domain.tokens import Counting
 from veneer_dataset.domain.versions import StoredVersion
 from veneer_dataset.ports import PictureResizer, VersionStore
 from veneer_digests import epoch_order
-from veneer_rpc.errors import NotFound, OutOfRange
+from veneer_rpc.errors import DataLoss, NotFound, OutOfRange
 
 _ROWS_AT_ONCE = 256
-_PICTURE_ROWS_AT_ONCE = 16
+_PICTURE_ROWS_AT_ONCE = 16  # at first; then by their sizes
 _BYTES_AT_ONCE = 16 * 1024 * 1024
 
 _decode = msgspec.json.Decoder().decode
@@ -94,6 +94,7 @@ class Examples:
         Raises:
             NotFound: the version has no such split, or was deleted.
             OutOfRange: the offset lies past the split's end.
+            DataLoss: a picture of the version is gone or cannot be decoded.
         """
         bounds = stored.split_bounds(wanted.split)
         if bounds is None:
@@ -107,9 +108,9 @@ class Examples:
         if wanted.shuffle is not None:
             order = array("l", epoch_order(wanted.shuffle.seed, wanted.shuffle.epoch, digests))
         end = min(wanted.offset + wanted.limit, count) if wanted.limit else count
-        at = wanted.offset
+        at, rows_at_once = wanted.offset, _rows_at_once(wanted)
         while at < end:
-            some = order[at : min(at + _rows_at_once(wanted), end)]
+            some = order[at : min(at + rows_at_once, end)]
             rows = self._versions.rows(stored.key, [start + position for position in some])
             if len(rows) < len(some):
                 raise NotFound("VERSION_NOT_FOUND", "the version was deleted while it was read")
@@ -120,6 +121,8 @@ class Examples:
                 for number, (position, row, its_pictures) in enumerate(zip(some, bare, pictures, strict=False))
             ]
             at += len(pictures)
+            if wanted.form is PictureForm.ORIGINAL:
+                rows_at_once = min(2 * len(pictures), _ROWS_AT_ONCE)
 
     def _pictures(
         self, tenant: str, rows: Sequence[dict[str, Any]], wanted: Wanted
@@ -136,8 +139,12 @@ class Examples:
             return [[next(resized) for _ in its_digests] for its_digests in digests]
         pictures: list[Sequence[bytes | NDArray[np.uint8]]] = []
         size_bytes = 0
+        blob_by_digest = self._blobs.known(tenant, list({each for its_digests in digests for each in its_digests}))
         for its_digests in digests:
-            blobs = self._blobs.find(tenant, its_digests)
+            gone = next((each for each in its_digests if each not in blob_by_digest), None)
+            if gone is not None:
+                raise DataLoss("BLOB_LOST", f"blob {gone} is gone, though the version names it")
+            blobs = [blob_by_digest[each] for each in its_digests]
             size_bytes += sum(blob.size_bytes for blob in blobs)
             if pictures and size_bytes > _BYTES_AT_ONCE:
                 break

@@ -19,6 +19,8 @@ from veneer_rpc.errors import FailedPrecondition
 
 FIRST_FINDINGS = 100
 
+_ASKED_AT_ONCE = 5_000
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -99,6 +101,10 @@ class Freezer:
             Cancelled: the work was told to end.
             VeneerError: as make_version and VersionStore.save.
         """
+        with self._blobs.needed():
+            return self._run(work)
+
+    def _run(self, work: Work) -> DatasetVersion:
         order = work.order
 
         def read_blob(digest: str) -> Iterator[bytes]:
@@ -126,8 +132,12 @@ class Freezer:
         return self._versions.save(order.tenant, order.dataset_id, made, order.labels, pictures)
 
     def _would_be(self, order: Order, made: Made, pictures: set[str]) -> DatasetVersion:
-        known = self._blobs.known(order.tenant, sorted(pictures))
-        inline = sum((made.inline_folder / digest).stat().st_size for digest in pictures - known.keys())
+        size_bytes, ordered = 0, sorted(pictures)
+        for start in range(0, len(ordered), _ASKED_AT_ONCE):
+            some = ordered[start : start + _ASKED_AT_ONCE]
+            known = self._blobs.known(order.tenant, some)
+            size_bytes += sum(blob.size_bytes for blob in known.values())
+            size_bytes += sum((made.inline_folder / each).stat().st_size for each in some if each not in known)
         return DatasetVersion(
             dataset_id=order.dataset_id,
             digest=made.digest,
@@ -135,7 +145,7 @@ class Freezer:
             splits=tuple(made.splits),
             report=made.report,
             labels=order.labels,
-            picture_size_bytes=inline + sum(blob.size_bytes for blob in known.values()),
+            picture_size_bytes=size_bytes,
             picture_count=len(pictures),
             hold_count=0,
             created=datetime.now(UTC),

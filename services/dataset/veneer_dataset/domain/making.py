@@ -118,6 +118,8 @@ def make_version(
         progress.entered(Phase.READING_ROWS),
     )
     files = [intake.read(index, file.path, read_blob(file.digest)) for index, file in enumerate(submission.row_files)]
+    submitted, unused = intake.submitted, manifest.unnamed()
+    del intake, manifest  # a million paths are the largest thing here, and of no more use
     told = progress.entered(Phase.CHECKING_PICTURES, len(made.pictures))
     checked = checker.check(made.pictures.digests(), made.inline_folder)
     for done, (index, facts) in enumerate(checked, 1):
@@ -130,11 +132,11 @@ def make_version(
         progress.entered(Phase.COUNTING_TOKENS, len(made.rows)),
     )
     acceptance.warn(made.accepted)
-    for path in manifest.unnamed():
+    for path in unused:
         made.findings.add(len(files), Finding("PICTURE_UNUSED", path, 0, "", ""))
     made.splits = _splits(made.accepted, counting)
     made.digest = _digest(made.accepted)
-    made.report = _report(made, intake.submitted, counting)
+    made.report = _report(made, submitted, counting)
     made.report.row_files = files
 
 

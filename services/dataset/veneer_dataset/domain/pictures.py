@@ -1,9 +1,10 @@
 """Pictures of a version in the making: each distinct one once, with what decoding it told."""
 
 from array import array
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+import numpy as np
 
 from veneer_processing.pixels import MAX_ASPECT_RATIO
 
@@ -13,6 +14,7 @@ NEAR_BITS = 2  # of 64 in which two perceptual hashes may differ
 
 _BANDS = NEAR_BITS + 1  # two hashes within NEAR_BITS are equal in one of so many bands
 _BAND_BITS = 64 // _BANDS
+_FIRST_SLOTS = 1024  # a power of two
 _MAX_CANDIDATES = 64  # of one band; blank pages by the thousand would else cost the square
 
 
@@ -32,24 +34,35 @@ class PictureFacts:
 
 
 class PictureTable:
-    """Distinct pictures by index, in the order in which rows first named them."""
+    """Distinct pictures by index, in the order in which rows first named them.
+
+    A million of them take 60 MB: columns, and a hash table of indices (open addressing, linear probing) in place of
+    a dict of a million digests.
+    """
 
     def __init__(self) -> None:
-        self._indices: dict[bytes, int] = {}
+        self._slots = array("i", [0]) * _FIRST_SLOTS  # index + 1 of the picture; 0: free
         self._digests = bytearray()
         self._entries = array("q")  # the manifest's entry that named the picture first; -1: in the row itself
-        self._facts: dict[int, PictureFacts] = {}
+        self._widths, self._heights, self._hashes = array("I"), array("I"), array("Q")
+        self._refusals: dict[int, tuple[str, str]] = {}
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self._entries)
 
     def index(self, digest: bytes, entry: int = -1) -> int:
         """The picture's index; a new one where it was not named before."""
-        index = self._indices.setdefault(digest, len(self._indices))
-        if index == len(self._entries):
+        slot = self._slot(digest)
+        if not self._slots[slot]:
             self._entries.append(entry)
             self._digests += digest
-        return index
+            for column in (self._widths, self._heights, self._hashes):
+                column.append(0)
+            self._slots[slot] = len(self)
+            if 2 * len(self) > len(self._slots):
+                self._grow()
+            return len(self) - 1
+        return self._slots[slot] - 1
 
     def first_entry(self, index: int) -> int:
         """The manifest's entry that named a picture first."""
@@ -57,7 +70,7 @@ class PictureTable:
 
     def digests(self) -> Iterator[str]:
         """Digests in hex, by index."""
-        return (digest.hex() for digest in self._indices)
+        return map(self.digest, range(len(self)))
 
     def digest(self, index: int) -> str:
         """A picture's digest in hex."""
@@ -65,27 +78,53 @@ class PictureTable:
 
     def note(self, index: int, facts: PictureFacts) -> None:
         """Keeps what decoding a picture told."""
-        self._facts[index] = facts
+        self._widths[index], self._heights[index] = facts.width, facts.height
+        self._hashes[index] = facts.perceptual_hash
+        if facts.code:
+            self._refusals[index] = facts.code, facts.found
 
     def facts(self, index: int) -> PictureFacts:
         """What `note` kept."""
-        return self._facts[index]
+        code, found = self._refusals.get(index, ("", ""))
+        return PictureFacts(self._widths[index], self._heights[index], self._hashes[index], code, found)
+
+    def size(self, digest: str) -> tuple[int, int]:
+        """Width and height of a picture by its digest in hex."""
+        index = self.index(bytes.fromhex(digest))
+        return self._widths[index], self._heights[index]
 
     def near_duplicates(self) -> set[int]:
-        """Pictures that look like one with a smaller index: their hashes differ in at most NEAR_BITS bits."""
-        bands: list[dict[int, list[int]]] = [defaultdict(list) for _ in range(_BANDS)]
-        near = set()
-        for index in range(len(self)):
-            code = self._facts[index].perceptual_hash
-            if not code:
-                continue
-            for number, band in enumerate(bands):
-                alike = band[code >> number * _BAND_BITS & (1 << _BAND_BITS) - 1]
-                if any((code ^ other).bit_count() <= NEAR_BITS for other in alike):
-                    near.add(index)
-                if len(alike) < _MAX_CANDIDATES:
-                    alike.append(code)
+        """Pictures that look like one with a smaller index: their hashes differ in at most NEAR_BITS bits.
+
+        In each band those with equal bits are sorted together and compared with up to _MAX_CANDIDATES before them.
+        """
+        known = np.flatnonzero(np.frombuffer(self._hashes, np.uint64)) if self._hashes else np.empty(0, np.int64)
+        codes = np.frombuffer(self._hashes, np.uint64)[known] if len(known) else np.empty(0, np.uint64)
+        near: set[int] = set()
+        for number in range(_BANDS):
+            band = codes >> np.uint64(number * _BAND_BITS) & np.uint64((1 << _BAND_BITS) - 1)
+            order = np.argsort(band, kind="stable")
+            band, sorted_codes, indices = band[order], codes[order], known[order]
+            for ahead in range(1, _MAX_CANDIDATES + 1):
+                same = np.flatnonzero(band[ahead:] == band[:-ahead])
+                if not len(same):
+                    break
+                apart = np.bitwise_count(sorted_codes[same + ahead] ^ sorted_codes[same])
+                near.update(indices[same[apart <= NEAR_BITS] + ahead].tolist())
         return near
+
+    def _slot(self, digest: bytes) -> int:
+        """Where a digest is, or would be. A submitter chooses digests, but not Python's hashes of them."""
+        mask = len(self._slots) - 1
+        slot = hash(digest) & mask
+        while (found := self._slots[slot]) and self._digests[32 * found - 32 : 32 * found] != digest:
+            slot = slot + 1 & mask
+        return slot
+
+    def _grow(self) -> None:
+        self._slots = array("i", [0]) * (2 * len(self._slots))
+        for index in range(len(self)):
+            self._slots[self._slot(bytes(self._digests[32 * index : 32 * index + 32]))] = index + 1
 
 
 def shape_warning(facts: PictureFacts) -> tuple[str, str] | None:

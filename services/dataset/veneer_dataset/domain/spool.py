@@ -7,6 +7,7 @@ from typing import IO, Generic, TypeVar
 import msgspec
 
 _T = TypeVar("_T", bound=msgspec.Struct)
+_LET_GO_EVERY = 128  # reads; each may map 64 KiB
 _LENGTH_BYTES = 4
 
 
@@ -56,6 +57,7 @@ class SpoolReader(Generic[_T]):
     def __init__(self, file: IO[bytes], end: int, decode: Callable[[bytes], _T]) -> None:
         self._map = mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ) if end else None
         self._decode = decode
+        self._read = 0
         self.end = 0
 
     def __enter__(self) -> "SpoolReader[_T]":
@@ -68,6 +70,9 @@ class SpoolReader(Generic[_T]):
     def at(self, place: int) -> _T:
         """The record at a place that `append` returned; `end` is then the place after it."""
         assert self._map is not None  # noqa: S101  # there is no place in an empty spool
+        self._read += 1
+        if self._read % _LET_GO_EVERY == 0:
+            self._map.madvise(mmap.MADV_DONTNEED)  # what was read would count as this process's memory
         start = place + _LENGTH_BYTES
         self.end = start + int.from_bytes(self._map[place:start], "big")
         return self._decode(self._map[start : self.end])

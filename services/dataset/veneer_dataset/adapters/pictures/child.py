@@ -1,9 +1,12 @@
 """The decoding child: `python -m veneer_dataset.adapters.pictures.child MEMORY_BYTES CPU_S`.
 
 Reads jobs from its standard input and writes outcomes to its standard output until that ends. Memory is bound
-once, CPU time anew for each picture; the kernel ends a child that exceeds it. It opens nothing.
+once, CPU time anew for each picture; the kernel ends a child that exceeds it. It opens nothing, not even a module:
+what Pillow imports only when a file asks for it is imported before. (It reads EXIF by its TIFF plugin. Without that
+it would refuse a turned JPEG, and not turn a PNG.)
 """
 
+import importlib
 import resource
 import sys
 from typing import IO
@@ -18,11 +21,13 @@ from veneer_processing.pixels import PixelSettings
 from veneer_rpc.parent import die_with_parent
 
 _HASH_SIZE = (9, 8)
+_ON_DEMAND = ("PIL.ImageOps", "PIL.ImagePalette", "PIL.MpoImagePlugin", "PIL.TiffImagePlugin")
 
 
 def main(memory_bytes: int, cpu_s: int, jobs: IO[bytes], outcomes: IO[bytes]) -> None:
     """Works until there are no more jobs."""
     die_with_parent()
+    prepare()
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
@@ -35,6 +40,12 @@ def main(memory_bytes: int, cpu_s: int, jobs: IO[bytes], outcomes: IO[bytes]) ->
         resource.setrlimit(resource.RLIMIT_CPU, (int(usage.ru_utime + usage.ru_stime) + cpu_s, resource.RLIM_INFINITY))
         outcome, rgb = _work(job, data)
         send(outcomes, outcome, b"" if rgb is None else rgb.tobytes())
+
+
+def prepare() -> None:
+    """Imports all that decoding may need."""
+    for module in _ON_DEMAND:
+        importlib.import_module(module)
 
 
 def _work(job: Job, data: bytes) -> tuple[Outcome, NDArray[np.uint8] | None]:

@@ -10,14 +10,20 @@ from veneer_dataset.adapters.sql.database import Database, now_us, to_us
 from veneer_dataset.domain.blobs import Blob
 
 _ASKED_AT_ONCE = 500
-_FRESH_US = 3600 * 1_000_000  # asking again within an hour is not noted anew
+DEFAULT_FRESH_S = 3600.0
 
 
 class SqlBlobs:
-    """A BlobIndex."""
+    """A BlobIndex.
 
-    def __init__(self, database: Database) -> None:
+    Args:
+        database: holds it.
+        fresh_s: asking again within so many seconds is not noted anew: it would make each reading a writing.
+    """
+
+    def __init__(self, database: Database, fresh_s: float = DEFAULT_FRESH_S) -> None:
         self._database = database
+        self.fresh_s = fresh_s
         self._blobs = database.table("blobs")
         self._named = database.table("version_pictures")
 
@@ -30,7 +36,7 @@ class SqlBlobs:
                 wanted = sa.select(table).where(table.c.tenant == tenant, table.c.digest.in_(some))
                 for row in connection.execute(wanted):
                     found[row.digest] = Blob(tenant, row.digest, row.size_bytes, row.location)
-                    if row.asked_us < now - _FRESH_US:
+                    if row.asked_us <= now - int(self.fresh_s * 1_000_000):
                         stale.append(row.digest)
         if not stale:
             return found
@@ -53,15 +59,18 @@ class SqlBlobs:
         superfluous = []
         with self._database.write() as connection:
             for blob in blobs:
-                insert = insert_ignoring(self._database, self._blobs).values(
+                insert = _insert(self._database, self._blobs).values(
                     tenant=blob.tenant,
                     digest=blob.digest,
                     size_bytes=blob.size_bytes,
                     location=blob.location,
                     asked_us=now_us(),
                 )
-                added = connection.execute(insert.returning(self._blobs.c.location)).scalar()
-                if added is None:
+                # One that was there already is as wanted as a new one.
+                asked = insert.on_conflict_do_update(
+                    index_elements=["tenant", "digest"], set_={"asked_us": insert.excluded.asked_us}
+                )
+                if connection.scalar(asked.returning(self._blobs.c.location)) != blob.location:
                     superfluous.append(blob)
         return superfluous
 
@@ -94,9 +103,11 @@ class SqlBlobs:
 
 def insert_ignoring(database: Database, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
     """An insert that leaves rows alone whose key is there already."""
-    if database.is_sqlite:
-        return sqlite.insert(table).on_conflict_do_nothing()
-    return postgresql.insert(table).on_conflict_do_nothing()
+    return _insert(database, table).on_conflict_do_nothing()
+
+
+def _insert(database: Database, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+    return sqlite.insert(table) if database.is_sqlite else postgresql.insert(table)
 
 
 def chunks(values: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from veneer_dataset.adapters.sql.blobs import SqlBlobs
+from veneer_dataset.adapters.sql.blobs import SqlBlobs, chunks
 from veneer_dataset.adapters.sql.database import Database, from_us, now_us, to_us
 from veneer_dataset.domain.findings import Finding, Severity
 from veneer_dataset.domain.making import Made
@@ -40,10 +40,13 @@ class SqlVersions:
         """See VersionStore."""
         with self._database.write() as connection:
             dataset = self._dataset_key(connection, tenant, dataset_id)
-            blobs = self._blobs.find(tenant, sorted(pictures))
-            if len(blobs) < len(pictures):
-                gone = min(pictures - blobs.keys())
-                raise Aborted("PICTURE_GONE", f"picture {gone} was deleted meanwhile: upload it and try again")
+            ordered, size_bytes = sorted(pictures), 0
+            for some in chunks(ordered):
+                blobs = self._blobs.find(tenant, some)
+                if len(blobs) < len(some):
+                    gone = min(set(some) - blobs.keys())
+                    raise Aborted("PICTURE_GONE", f"picture {gone} was deleted meanwhile: upload it and try again")
+                size_bytes += sum(blob.size_bytes for blob in blobs.values())
             kept = {
                 "splits": msgspec.json.encode(made.splits).decode(),
                 "report": msgspec.json.encode(made.report).decode(),
@@ -55,10 +58,8 @@ class SqlVersions:
                 )
             )
             if key is None:
-                key = self._insert(connection, tenant, dataset, made, kept, blobs.keys())
-                size_bytes = sum(blob.size_bytes for blob in blobs.values())
-                connection.execute(
-                    sa.update(self._versions).where(self._versions.c.id == key).values(picture_size_bytes=size_bytes)
+                key = self._insert(
+                    connection, tenant, dataset, made, {**kept, "picture_size_bytes": size_bytes}, ordered
                 )
             else:
                 connection.execute(sa.update(self._versions).where(self._versions.c.id == key).values(kept))
@@ -171,17 +172,15 @@ class SqlVersions:
         tenant: str,
         dataset: int,
         made: Made,
-        kept: dict[str, str],
-        pictures: Iterable[str],
+        kept: Mapping[str, str | int],
+        pictures: Sequence[str],
     ) -> int:
-        pictures = list(pictures)
         key = connection.execute(
             sa.insert(self._versions)
             .values(
                 dataset=dataset,
                 digest=made.digest,
                 canonicaliser_version=CANONICALISER_VERSION,
-                picture_size_bytes=0,
                 picture_count=len(pictures),
                 created_us=now_us(),
                 **kept,
