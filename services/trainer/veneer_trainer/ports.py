@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Protocol, Unpack
 
 from veneer_rpc.idempotency import IdempotencyStore, RequestKey
-from veneer_rpc.names import AdapterVersionName, DatasetVersionName, ModelName
+from veneer_rpc.names import DatasetVersionName, ModelName
+from veneer_trainer.domain.adapters import AdapterVersion
 from veneer_trainer.domain.fair_share import Lane
-from veneer_trainer.domain.jobs import Progress, TrainingJob
+from veneer_trainer.domain.files import StoredFile
+from veneer_trainer.domain.jobs import Contract, Progress, TrainingJob
 from veneer_trainer.domain.lifecycle import State
 from veneer_trainer.domain.spec import TrainingSpec
 from veneer_trainer.domain.targets import Linear
@@ -156,15 +158,6 @@ class CheckpointStore(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class StoredFile:
-    """A file by its path within a folder, its SHA-256 in hex, and its size."""
-
-    path: str
-    digest: str
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class StoredCheckpoint:
     """A checkpoint on disk."""
 
@@ -220,8 +213,8 @@ class ModelCatalog(Protocol):
     def get(self, name: ModelName) -> BaseModel:
         """Returns a base; raises NotFound."""
 
-    def contract_digest(self, name: ModelName, max_pixels: int) -> str:
-        """Returns the digest of the base's processing contract with a bound on pictures' area."""
+    def contract(self, name: ModelName, max_pixels: int) -> Contract:
+        """Returns the base's processing contract with a bound on pictures' area, in pixels; raises NotFound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,20 +227,12 @@ class PublishHeader:
     code_version: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class PublishedVersion:
-    """An adapter version as the job's side needs it; the registry knows more."""
-
-    name: AdapterVersionName
-    digest: str
-
-
 class Registry(Protocol):
     """Adapter versions, as far as training jobs publish and name them."""
 
     def publish(
         self, tenant: str, job: TrainingJob, header: PublishHeader, folder: Path, fence: Callable[[], Any]
-    ) -> PublishedVersion:
+    ) -> AdapterVersion:
         """Makes a trained PEFT folder the next version of the job's adapter; at most one for a job (its uid).
 
         Args:
@@ -273,7 +258,10 @@ class Registry(Protocol):
 
 
 class EvaluationPlanner(Protocol):
-    """Queues the evaluations that a job asked for."""
+    """Queues the evaluations that a job asked for, and says when one is done."""
+
+    def check_complete(self, work: Work) -> None:
+        """Lets an evaluation succeed; raises FailedPrecondition INCOMPLETE while samples are missing."""
 
     def plan(self, tenant: str, job: TrainingJob) -> tuple[str, ...]:
         """Queues `job.spec.evaluations` of `job.outcome.adapter_version`, and returns their names.

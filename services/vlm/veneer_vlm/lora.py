@@ -95,6 +95,11 @@ class Adapter:
             )
         return cls(config, pairs)
 
+    def to(self, device: torch.device | str) -> "Adapter":
+        """The same adapter with its factors on a device; they themselves where they are there already."""
+        pairs = {name: LowRankPair(pair.a_R_I.to(device), pair.b_O_R.to(device)) for name, pair in self.pairs.items()}
+        return Adapter(self.config, pairs)
+
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every factor with its name: the linear's, then `lora_A.weight` or `lora_B.weight`."""
         for name, pair in self.pairs.items():

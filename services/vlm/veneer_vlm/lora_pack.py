@@ -1,4 +1,4 @@
-"""Several adapters side by side as one: their factors packed, so that a step costs the same few products for any number.
+"""Several adapters as one: their factors packed, so that a step costs the same few products for any number of them.
 
 Owns the packed factors and the arithmetic of a pass over few tokens with many adapters, as decoding is. It does more
 multiplications than `lora.AdapterBatch` (each token meets every packed A, and what is not its own is dropped), in far

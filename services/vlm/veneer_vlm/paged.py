@@ -117,7 +117,9 @@ class PagedAttention:
             cache.key_L_B_C_G_K.index_fill_(1, begun_index, 0)
             cache.value_L_B_C_G_K.index_fill_(1, begun_index, 0)
         self._groups, order = self._grouped(chunks)
-        self._order_T = None if order == list(range(len(places))) else torch.tensor(order, device=device)
+        rows = sum(len(group.query_nQ) for group in self._groups)
+        in_order = rows == len(order) and order == list(range(rows))
+        self._order_T = None if in_order else torch.tensor(order, device=device)
 
     def __call__(self, layer: int, query_T_H_K: Tensor, key_T_G_K: Tensor, value_T_G_K: Tensor) -> Tensor:
         """See `veneer_vlm.attention.Attention`."""
@@ -132,8 +134,8 @@ class PagedAttention:
         """(n Q, H, K)."""
         (n, queries), heads, groups = group.shape, self._heads, self._groups_of_heads
         query = query_T_H_K.index_select(0, group.query_nQ)
-        key = key_B_C_G_K.index_select(0, group.blocks_nb).flatten(0, 1).unflatten(0, (n, -1))
-        value = value_B_C_G_K.index_select(0, group.blocks_nb).flatten(0, 1).unflatten(0, (n, -1))
+        key = key_B_C_G_K.index_select(0, group.blocks_nb).view(n, -1, *key_B_C_G_K.shape[2:])
+        value = value_B_C_G_K.index_select(0, group.blocks_nb).view(n, -1, *key_B_C_G_K.shape[2:])
         if group.mask is None or group.mask.ndim == 2:
             if group.mask is None:  # from its first token on: the last block's tail is not its own
                 key, value = key[:, :queries], value[:, :queries]
@@ -143,23 +145,25 @@ class PagedAttention:
         gathered = F.scaled_dot_product_attention(
             query, key.transpose(1, 2), value.transpose(1, 2), attn_mask=group.mask
         )
-        return gathered.unflatten(2, (queries, -1)).transpose(1, 2).reshape(n * queries, heads, -1)
+        return gathered.view(n, groups, queries, heads // groups, -1).transpose(1, 2).reshape(n * queries, heads, -1)
 
     def _grouped(self, chunks: Sequence[Chunk]) -> tuple[list[_Group], list[int]]:
         """The groups, and where each of the pass's tokens stands in their joined results."""
         size = self._cache.block_tokens
         starts = list(itertools.accumulate((chunk.tokens for chunk in chunks), initial=0))
         members: dict[tuple[int, int, int], list[int]] = defaultdict(list)
+        held = [-(-(chunk.past + chunk.tokens) // size) for chunk in chunks]
         for number, chunk in enumerate(chunks):
-            held = -(-(chunk.past + chunk.tokens) // size)
-            if chunk.tokens < _ALONE_FROM:
-                members[_power(chunk.tokens), _power(held), -1].append(number)
+            if chunk.tokens < _ALONE_FROM:  # within a factor of two of one another
+                members[chunk.tokens.bit_length(), held[number].bit_length(), -1].append(number)
             else:
-                members[chunk.tokens, held, number].append(number)
+                members[0, 0, number].append(number)
         order = [0] * starts[-1]
         groups = []
         done = 0
-        for (queries, blocks, alone), numbers in members.items():
+        for (*_, alone), numbers in members.items():
+            queries = max(chunks[number].tokens for number in numbers)
+            blocks = max(held[number] for number in numbers)
             rows: list[int] = []
             table: list[int] = []
             for number in numbers:
@@ -167,8 +171,7 @@ class PagedAttention:
                 order[start : start + chunk.tokens] = range(done, done + chunk.tokens)
                 done += queries
                 rows += [*range(start, start + chunk.tokens), *[start] * (queries - chunk.tokens)]
-                held = min(-(-(chunk.past + chunk.tokens) // size), blocks)
-                table += [*chunk.blocks[:held], *[PADDING_BLOCK] * (blocks - held)]
+                table += [*chunk.blocks[: held[number]], *[PADDING_BLOCK] * (blocks - held[number])]
             pasts = [chunks[number].past for number in numbers]
             groups.append(self._group(rows, table, pasts, queries, blocks, alone=alone >= 0))
         return groups, order
@@ -185,15 +188,8 @@ class PagedAttention:
             if alone:
                 mask = seen_n_Q_C[0]
             else:
-                mask = torch.zeros(seen_n_Q_C.shape, dtype=dtype, device=device).masked_fill_(
-                    ~seen_n_Q_C, -torch.inf
-                )
+                mask = torch.zeros(seen_n_Q_C.shape, dtype=dtype, device=device).masked_fill_(~seen_n_Q_C, -torch.inf)
                 mask = mask.repeat_interleave(self._heads // self._groups_of_heads, 1)[:, None]
         return _Group(
             torch.tensor(rows, device=device), torch.tensor(table, device=device), (len(pasts), queries), mask
         )
-
-
-def _power(number: int) -> int:
-    """The next power of two."""
-    return 1 << (number - 1).bit_length()

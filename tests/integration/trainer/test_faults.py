@@ -18,7 +18,6 @@ from veneer.trainer.v1 import worker_service_pb2 as pb
 Trainer = Worker = Datasets = Valkey = Kit = Make = Any
 Act = Callable[[], Any]
 
-FOLDER = {"adapter_config.json": b"{}", "adapter_model.safetensors": bytes(1000)}
 STATE = {"weights.safetensors": b"w" * 300_000, "rng.json": b"{}"}
 
 
@@ -33,7 +32,7 @@ def finish_all(worker: Worker, kit: Kit, count: int) -> list[str]:
     done = []
     for _ in range(count):
         attempt = worker.acquire(10).attempt
-        worker.publish(attempt, FOLDER)
+        worker.publish(attempt, kit.peft_folder())
         assert worker.finish(attempt) == job_pb.JOB_STATE_SUCCEEDED
         done.append(attempt.work)
     assert status_of(lambda: worker.acquire(1)) == grpc.StatusCode.NOT_FOUND
@@ -53,7 +52,7 @@ def test_a_worker_that_falls_silent_loses_its_lease_and_its_late_writes(
     assert lease.checkpoint.step == 3
     assert worker.beat(zombie, 4).order == pb.WORKER_ORDER_ABANDON
     assert status_of(lambda: worker.put_checkpoint(zombie, 4, STATE)) == grpc.StatusCode.ABORTED
-    assert status_of(lambda: worker.publish(zombie, FOLDER)) == grpc.StatusCode.ABORTED
+    assert status_of(lambda: worker.publish(zombie, kit.peft_folder())) == grpc.StatusCode.ABORTED
     assert worker.get_checkpoint(lease.attempt) == (3, STATE)
     attempts = kit.get(trainer.jobs(), name).attempts
     assert [(each.failure.reason, each.last_step) for each in attempts] == [("LEASE_LOST", 3), ("", 3)]
@@ -174,7 +173,7 @@ def test_valkey_that_lost_its_data_is_filled_again_and_nothing_comes_twice(
     for _ in range(8):
         worker.beat(held, 1)
         time.sleep(0.2)
-    worker.publish(held, FOLDER)
+    worker.publish(held, kit.peft_folder())
     assert worker.finish(held) == job_pb.JOB_STATE_SUCCEEDED
     assert sorted([held.work, *finish_all(worker, kit, 9)]) == sorted(names)
     assert all(len(kit.get(jobs, name).attempts) == 1 for name in names)
@@ -192,7 +191,7 @@ def test_valkey_away_for_less_than_a_lease_restarts_nothing(
         assert worker.beat(attempt, step).order == pb.WORKER_ORDER_CONTINUE
         time.sleep(0.2)
     valkey.start()
-    worker.publish(attempt, FOLDER)
+    worker.publish(attempt, kit.peft_folder())
     assert worker.finish(attempt) == job_pb.JOB_STATE_SUCCEEDED
     assert len(kit.get(trainer.jobs(), name).attempts) == 1
 
@@ -250,10 +249,10 @@ def test_a_trainer_killed_while_it_publishes_makes_one_version(
     name = kit.create(trainer.jobs()).name
     attempt = worker.acquire(5).attempt
     with pytest.raises(grpc.RpcError):
-        worker.publish(attempt, FOLDER)
+        worker.publish(attempt, kit.peft_folder())
     assert trainer.wait() == -signal.SIGKILL
     trainer.start()
-    version = worker.publish(attempt, FOLDER)
+    version = worker.publish(attempt, kit.peft_folder())
     assert worker.finish(attempt) == job_pb.JOB_STATE_SUCCEEDED
     job = kit.get(trainer.jobs(), name)
     assert (job.adapter_version, len(job.attempts)) == (version.name, 1)
@@ -312,7 +311,7 @@ def test_the_dataset_service_away_touches_no_running_job_and_holds_come_back(
     trainer.start()
     kit.until(lambda: datasets.holders == {name})
     datasets.stop()
-    worker.publish(attempt, FOLDER)
+    worker.publish(attempt, kit.peft_folder())
     assert worker.finish(attempt) == job_pb.JOB_STATE_SUCCEEDED
     datasets.start()
     kit.until(lambda: not datasets.holders, 30)

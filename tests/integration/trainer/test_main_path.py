@@ -20,7 +20,6 @@ from veneer_rpc.delegation import DelegationVerifier
 Trainer = Worker = Datasets = Kit = Make = Refused = Any
 Act = Callable[[], Any]
 
-FOLDER = {"adapter_config.json": b"{}", "adapter_model.safetensors": bytes(range(256)) * 2000}
 STATE = {"weights.safetensors": b"w" * 250_000, "rng.json": b"{}", "empty": b""}
 
 
@@ -28,6 +27,14 @@ def reason(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
     info = error_details_pb2.ErrorInfo()
     assert rpc_status.from_call(error).details[0].Unpack(info)
     return error.code(), info.reason
+
+
+@pytest.fixture
+def trainer(make_trainer: Make) -> Trainer:
+    """One whose leases outlast a busy machine."""
+    started = make_trainer(lease_s="8")
+    started.start()
+    return started
 
 
 @pytest.fixture
@@ -76,9 +83,9 @@ def test_a_job_is_created_leased_checkpointed_published_and_finished(
     assert job.HasField("start_time")
     assert worker.get_checkpoint(attempt) == (2, STATE)
 
-    version = worker.publish(attempt, FOLDER)
+    version = worker.publish(attempt, kit.peft_folder())
     assert version.name == "adapters/digits/versions/1"
-    assert worker.publish(attempt, FOLDER) == version  # its reply was lost: the same again
+    assert worker.publish(attempt, kit.peft_folder()) == version  # its reply was lost: the same again
     assert kit.get(jobs, "trainingJobs/first").state == job_pb.JOB_STATE_PUBLISHING
     assert worker.finish(attempt) == job_pb.JOB_STATE_SUCCEEDED
 
@@ -102,7 +109,7 @@ def test_what_a_worker_asks_for_after_its_end_is_stale(
     assert worker.beat(attempt, 5).order == pb.WORKER_ORDER_ABANDON
     assert refused(lambda: worker.put_checkpoint(attempt, 5, STATE)) == stale
     assert refused(lambda: worker.get_checkpoint(attempt)) == stale
-    assert refused(lambda: worker.publish(attempt, FOLDER)) == stale
+    assert refused(lambda: worker.publish(attempt, kit.peft_folder())) == stale
     assert refused(lambda: worker.finish(attempt)) == stale
     assert worker.beat(again, 1).order == pb.WORKER_ORDER_CONTINUE
     made_up = pb.AttemptRef(work="trainingJobs/none", fencing_token=again.fencing_token)
@@ -163,7 +170,7 @@ def test_cancel_pause_and_resume_reach_a_worker_by_its_heartbeat(
     assert lease.checkpoint.step == 2
     jobs.CancelTrainingJob(jobs_pb.CancelTrainingJobRequest(name=name))
     assert worker.beat(lease.attempt, 3).order == pb.WORKER_ORDER_CANCEL
-    publishing = refused(lambda: worker.publish(lease.attempt, FOLDER))
+    publishing = refused(lambda: worker.publish(lease.attempt, kit.peft_folder()))
     assert publishing == (grpc.StatusCode.FAILED_PRECONDITION, "WRONG_STATE")
     assert worker.finish(lease.attempt, cancelled={}) == job_pb.JOB_STATE_CANCELLED
     cancel = jobs_pb.CancelTrainingJobRequest(name=name)
@@ -202,7 +209,7 @@ def test_a_watcher_gets_snapshots_with_growing_revisions_to_the_end(trainer: Tra
     for step in (1, 2):
         worker.beat(attempt, step)
         time.sleep(0.1)
-    worker.publish(attempt, FOLDER)
+    worker.publish(attempt, kit.peft_folder())
     worker.finish(attempt)
     seen = [first, *(response.training_job for response in stream)]
     revisions = [job.revision for job in seen]

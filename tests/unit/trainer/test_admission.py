@@ -5,9 +5,10 @@ import pytest
 from veneer_base.unfold import base_directory
 from veneer_rpc.errors import FailedPrecondition, InvalidArgument, ResourceExhausted
 from veneer_rpc.names import AdapterName, DatasetVersionName, ModelName
-from veneer_trainer.adapters.memory_registry import MemoryRegistry
 from veneer_trainer.adapters.model_directories import ModelDirectories
+from veneer_trainer.domain.adapters import AdapterVersion
 from veneer_trainer.domain.admission import Admission
+from veneer_trainer.domain.jobs import Contract
 from veneer_trainer.domain.spec import OverLength, PlannedEvaluation, TrainingSpec
 from veneer_trainer.domain.targets import Linear
 from veneer_trainer.domain.workers import Calibration, StepCost, Worker, Workers
@@ -23,8 +24,16 @@ class Catalog:
     def get(self, name: ModelName) -> BaseModel:
         return BASE
 
-    def contract_digest(self, name: ModelName, max_pixels: int) -> str:
-        return f"contract-{max_pixels}"
+    def contract(self, name: ModelName, max_pixels: int) -> Contract:
+        numbers = (4, max_pixels, 16, 2, 2)
+        return Contract(f"contract-{max_pixels}", "", "", "", *numbers, "bicubic", (), (), "", "")
+
+
+class Registry:
+    def check_adapter(self, tenant: str, spec: TrainingSpec) -> None: ...
+
+    def publish(self, *args: object) -> AdapterVersion:
+        raise NotImplementedError
 
 
 class Datasets:
@@ -46,7 +55,7 @@ FACTS = VersionFacts(
 
 
 def admission(facts: VersionFacts = FACTS, workers: Workers | None = None) -> Admission:
-    return Admission(Catalog(), Datasets(facts), MemoryRegistry(), workers or Workers())
+    return Admission(Catalog(), Datasets(facts), Registry(), workers or Workers())
 
 
 def test_rows_that_are_too_long_refuse_the_job_with_their_count_and_what_would_fit() -> None:
@@ -114,4 +123,13 @@ def test_a_real_directory_is_read() -> None:
     assert {linear.group for linear in base.linears.values()} == {"decoder", "merger", "vision"}
     assert all("norm" not in name and "embed" not in name for name in base.linears)
     assert base.context_length > 0
-    assert catalog.contract_digest(MODEL, 2048) != catalog.contract_digest(MODEL, 4096)
+    assert catalog.contract(MODEL, 2048).digest != catalog.contract(MODEL, 4096).digest
+
+
+def test_other_data_that_evaluations_are_planned_on_is_looked_at() -> None:
+    other = DatasetVersionName("e", "1" * 64)
+    spec = dataclasses.replace(SPEC, max_length=700, evaluations=(PlannedEvaluation("test", other),))
+    admission().admit("acme", spec)
+    wrong = dataclasses.replace(spec, evaluations=(PlannedEvaluation("exam", other),))
+    with pytest.raises(InvalidArgument, match="has test, train, validation, not 'exam'"):
+        admission().admit("acme", wrong)

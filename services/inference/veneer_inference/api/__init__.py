@@ -1,0 +1,1 @@
+"""The edge: what comes over the wire is checked and converted here, once."""

@@ -24,8 +24,9 @@ from veneer_trainer.adapters.received_files import (
     room_on_disk,
     sync_folder,
 )
+from veneer_trainer.domain.files import StoredFile
 from veneer_trainer.failpoints import failpoint
-from veneer_trainer.ports import StoredCheckpoint, StoredFile
+from veneer_trainer.ports import StoredCheckpoint
 
 _log = structlog.get_logger(__name__)
 _MANIFEST = ".manifest.json"  # a name that no file of a worker can have

@@ -79,13 +79,17 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """Yields a connection that sees one state of the database, or that of the `write` it stands in."""
-        outer: Connection | None = getattr(self._local, "connection", None)
+        """Yields a connection that sees one state of the database, that of the `write` or `read` it stands in."""
+        outer: Connection | None = getattr(self._local, "connection", None) or getattr(self._local, "reading", None)
         if outer is not None:
             yield outer
             return
         with self._engine.connect() as connection, connection.begin():
-            yield connection
+            self._local.reading = connection
+            try:
+                yield connection
+            finally:
+                self._local.reading = None
 
     def after_commit(self, callback: Callable[[], None]) -> None:
         """Calls back when the `write` that this stands in has become durable; never if it is undone."""

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from veneer_rpc.errors import DataLoss, OutOfRange, ResourceExhausted, Violation, invalid
+from veneer_trainer.domain.files import StoredFile
 from veneer_trainer.failpoints import failpoint
-from veneer_trainer.ports import StoredFile
 
 INCOMING = ".incoming-"
 _MAX_FILES = 1000
@@ -151,6 +151,75 @@ class ReceivedFiles:
             raise ResourceExhausted(
                 "FILES_TOO_LARGE", f"{self.size_bytes} bytes were announced, the limit is {max_bytes}"
             )
+
+
+class IncomingFolder:
+    """A folder of few known files that is received without digests; sizes are told with each piece.
+
+    Args:
+        parent: where to make it; on the file system of its destination.
+        names: files that it may hold.
+        max_bytes: most bytes of all files together.
+    """
+
+    def __init__(self, parent: Path, names: Collection[str], max_bytes: int) -> None:
+        self._names = names
+        self._max_bytes = max_bytes
+        self._sizes: dict[str, int] = {}
+        self._open: tuple[str, BinaryIO] | None = None
+        with room_on_disk("a folder"):
+            parent.mkdir(parents=True, exist_ok=True)
+            self.folder = Path(tempfile.mkdtemp(prefix=INCOMING, dir=parent))
+
+    def write(self, path: str, size_bytes: int, data: bytes) -> None:
+        """Appends to a file.
+
+        Raises:
+            InvalidArgument: a file that does not belong there, another size than before, or pieces that are mixed.
+            OutOfRange: the file is longer than was said.
+            ResourceExhausted: too many bytes, or the disk is full.
+        """
+        if path not in self._names:
+            text = f"must be one of {', '.join(sorted(self._names))}, was {path[:80]!r}"
+            raise invalid(Violation("file.path", "FILE_FOREIGN", text))
+        if self._open is None or self._open[0] != path:
+            if path in self._sizes:
+                raise invalid(Violation("file.path", "TWICE", f"pieces of {path} must follow one another"))
+            self._close()
+            self._sizes[path] = size_bytes
+            if size_bytes < 0 or sum(self._sizes.values()) > self._max_bytes:
+                raise ResourceExhausted("FILES_TOO_LARGE", f"more than {self._max_bytes} bytes, the limit")
+            with room_on_disk(path):
+                self._open = (path, (self.folder / path).open("wb"))
+        if size_bytes != self._sizes[path]:
+            text = f"must be {self._sizes[path]} in each piece of {path}, was {size_bytes}"
+            raise invalid(Violation("file.size_bytes", "SIZE_DIFFERS", text))
+        file = self._open[1]
+        if file.tell() + len(data) > size_bytes:
+            raise OutOfRange("FILE_TOO_LONG", f"{path} has more than the {size_bytes} bytes that were said")
+        with room_on_disk(path):
+            file.write(data)
+
+    def check(self) -> Path:
+        """Makes the folder durable and returns it; raises DataLoss where a file is short."""
+        with room_on_disk("the last bytes"):
+            self._close()
+        for path, size_bytes in self._sizes.items():
+            if (actual := (self.folder / path).stat().st_size) != size_bytes:
+                raise DataLoss("FILE_DAMAGED", f"{path}: {actual} bytes came, {size_bytes} were said")
+        return self.folder
+
+    def abandon(self) -> None:
+        """Removes what was received; does nothing where the folder has been taken."""
+        self._close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _close(self) -> None:
+        if self._open is not None:
+            (_, file), self._open = self._open, None
+            with file:
+                file.flush()
+                os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

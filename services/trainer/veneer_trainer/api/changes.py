@@ -9,6 +9,9 @@ from contextlib import contextmanager, suppress
 WAITING_WORK = ""
 """What workers wait for, in the place of a uid: that there is work to take."""
 
+REGISTRY = "registry"
+"""What replicas wait for: that an adapter has changed."""
+
 
 class Changes:
     """Wakes those who wait for a piece of work when it changes.

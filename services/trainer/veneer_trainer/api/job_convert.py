@@ -11,11 +11,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from veneer.trainer.v1 import model_pb2, training_job_pb2, worker_service_pb2
 from veneer_trainer.api.spec_convert import spec_to_proto
+from veneer_trainer.domain.files import StoredFile
 from veneer_trainer.domain.jobs import Contract, Estimate, Progress, Resolved, TrainingJob
 from veneer_trainer.domain.lifecycle import State
 from veneer_trainer.domain.training import JobView
 from veneer_trainer.domain.work import Attempt, Failure
-from veneer_trainer.ports import StoredCheckpoint, StoredFile
+from veneer_trainer.ports import StoredCheckpoint
 
 _PROGRESS = (
     "step", "total_steps", "epoch", "loss", "learning_rate", "gradient_norm", "tokens_per_second",
@@ -130,9 +131,13 @@ def resolved_to_proto(resolved: Resolved) -> training_job_pb2.ResolvedTraining:
         **{name: getattr(resolved, name) for name in _RESOLVED},
     )
     if resolved.contract is not None:
-        contract = {item.name: getattr(resolved.contract, item.name) for item in fields(Contract)}
-        message.contract.CopyFrom(model_pb2.ProcessingContract(**contract))
+        message.contract.CopyFrom(contract_to_proto(resolved.contract))
     return message
+
+
+def contract_to_proto(contract: Contract) -> model_pb2.ProcessingContract:
+    """Writes a processing contract."""
+    return model_pb2.ProcessingContract(**{item.name: getattr(contract, item.name) for item in fields(Contract)})
 
 
 def resolved_from_proto(message: training_job_pb2.ResolvedTraining) -> Resolved:
@@ -217,3 +222,13 @@ def _attempt(attempt: Attempt) -> training_job_pb2.Attempt:
 def _made_up_name(job: TrainingJob) -> str:
     adapter = job.spec.adapter.adapter if job.spec.adapter else ""
     return f"{adapter} {datetime.fromtimestamp(job.work.created_s, UTC):%Y-%m-%d %H:%M}"
+
+
+def number_of(cursor: tuple[str | int, ...] | None) -> int | None:
+    """Reads a page's cursor that is one number."""
+    return None if cursor is None else int(cursor[0])
+
+
+def age_of(cursor: tuple[str | int, ...] | None) -> tuple[float, str] | None:
+    """Reads a page's cursor that is (created_s, uid)."""
+    return None if cursor is None else (float(cursor[0]), str(cursor[1]))

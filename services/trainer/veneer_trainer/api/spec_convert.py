@@ -92,7 +92,7 @@ def spec_to_proto(spec: TrainingSpec) -> training_job_pb2.TrainingSpec:
         adapter=str(spec.adapter or ""),
         train_split=spec.train_split,
         validation_split=spec.validation_split or "",
-        lora=_message(training_job_pb2.LoraSpec, spec.lora),
+        lora=lora_to_proto(spec.lora),
         optimizer=_message(
             training_job_pb2.OptimizerSpec,
             spec.optimizer,
@@ -114,6 +114,23 @@ def spec_to_proto(spec: TrainingSpec) -> training_job_pb2.TrainingSpec:
     if spec.early_stopping is not None:
         message.early_stopping.CopyFrom(_message(training_job_pb2.EarlyStopping, spec.early_stopping))
     return message
+
+
+def lora_to_proto(lora: Lora) -> training_job_pb2.LoraSpec:
+    """Writes a low-rank update."""
+    written: training_job_pb2.LoraSpec = _message(training_job_pb2.LoraSpec, lora)
+    return written
+
+
+def priority_to_proto(priority: Priority) -> training_job_pb2.Priority.ValueType:
+    """Writes a priority."""
+    number: training_job_pb2.Priority.ValueType = _number(training_job_pb2.Priority, priority)
+    return number
+
+
+def priority_from_proto(number: int, field: str, found: Violations) -> Priority:
+    """Reads a priority, noting one that is unknown."""
+    return _member(training_job_pb2.Priority, Priority, number, field, found) or Priority.NORMAL
 
 
 def _present(message: Message, names: Iterable[str]) -> dict[str, Any]:

@@ -12,13 +12,14 @@ from google.protobuf.empty_pb2 import Empty
 from veneer.trainer.v1 import training_job_pb2, training_service_pb2, training_service_pb2_grpc
 from veneer_rpc.calls import serving_call
 from veneer_rpc.errors import Violation, invalid
-from veneer_rpc.idempotency import RequestKey, body_sha256, parse_request_id
 from veneer_rpc.names import AdapterName, TrainingJobName
 from veneer_rpc.paging import Paginator, Query
 from veneer_trainer.api.changes import Changes, changed
 from veneer_trainer.api.job_convert import estimate_to_proto, job_to_proto, states_from_proto
+from veneer_trainer.api.requests import request_of
 from veneer_trainer.api.spec_convert import spec_from_proto, spec_to_proto
-from veneer_trainer.domain.training import JobView, NewJob, Request, TrainingJobs
+from veneer_trainer.domain.requests import Request
+from veneer_trainer.domain.training import JobView, NewJob, TrainingJobs
 
 _pb = training_service_pb2
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -59,7 +60,7 @@ class TrainingServicer(training_service_pb2_grpc.TrainerServiceServicer):
                 spec=spec_to_proto(order.spec),
                 estimate=estimate_to_proto(order.estimate),
             )
-        return job_to_proto(await asyncio.to_thread(self._jobs.create, _request(request), new))
+        return job_to_proto(await asyncio.to_thread(self._jobs.create, request_of(request), new))
 
     async def GetTrainingJob(  # noqa: D102  # the contract says it
         self, request: _pb.GetTrainingJobRequest, context: _Context
@@ -136,15 +137,7 @@ class TrainingServicer(training_service_pb2_grpc.TrainerServiceServicer):
 
 async def _steer(act: Callable[[Request, TrainingJobName], JobView], request: Any) -> training_job_pb2.TrainingJob:  # noqa: ANN401  # one of four messages with a name and a request id
     name = TrainingJobName.parse(request.name)
-    return job_to_proto(await asyncio.to_thread(act, _request(request), name))
-
-
-def _request(message: Any) -> Request:  # noqa: ANN401  # one of five messages with a request id
-    call = serving_call()
-    if not message.request_id:
-        return Request(call.tenant, None, b"")
-    key = RequestKey(call.tenant, call.method, parse_request_id(message.request_id))
-    return Request(call.tenant, key, body_sha256(message))
+    return job_to_proto(await asyncio.to_thread(act, request_of(request), name))
 
 
 def _cursor(view: JobView) -> tuple[str | int, ...]:

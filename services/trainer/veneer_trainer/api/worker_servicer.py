@@ -18,7 +18,9 @@ import grpc
 from veneer.trainer.v1 import adapter_pb2, export_pb2, worker_service_pb2, worker_service_pb2_grpc
 from veneer_rpc.errors import NotFound, Unimplemented, Violation, invalid
 from veneer_trainer.adapters.received_files import ReceivedFiles
+from veneer_trainer.api.adapter_convert import version_to_proto
 from veneer_trainer.api.changes import WAITING_WORK, Changes, changed
+from veneer_trainer.api.evaluation_convert import metrics_from_proto, sample_from_proto
 from veneer_trainer.api.job_convert import (
     checkpoint_to_proto,
     duration,
@@ -34,15 +36,16 @@ from veneer_trainer.api.worker_convert import (
     order_to_proto,
     worker_from_proto,
 )
+from veneer_trainer.domain.adapters import AdapterVersion
 from veneer_trainer.domain.attempts import AttemptKey, Attempts, Ending, Order
 from veneer_trainer.domain.dispatch import Dispatch
+from veneer_trainer.domain.evaluating import Evaluations
 from veneer_trainer.domain.work import Work, WorkKind
 from veneer_trainer.domain.workers import Worker, Workers
 from veneer_trainer.ports import (
     CheckpointStore,
     Delegations,
     FileReceiver,
-    PublishedVersion,
     PublishHeader,
     StoredCheckpoint,
 )
@@ -79,7 +82,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         delegations: Delegations,
         changes: Changes,
         fillers: Mapping[WorkKind, LeaseFiller],
-        version_to_proto: Callable[[PublishedVersion], adapter_pb2.AdapterVersion],
+        evaluations: Evaluations,
         times: LeaseTimes,
         incoming: Path,
         max_adapter_bytes: int,
@@ -91,7 +94,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         self._delegations = delegations
         self._changes = changes
         self._fillers = fillers
-        self._version_to_proto = version_to_proto
+        self._evaluations = evaluations
         self._times = times
         self._incoming = incoming
         self._max_adapter_bytes = max_adapter_bytes
@@ -190,20 +193,26 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         key, files = _key(header.attempt), files_from_proto(header.files)
         await asyncio.to_thread(self._attempts.begin_publishing, key)
         received = await asyncio.to_thread(ReceivedFiles, self._incoming, files, self._max_adapter_bytes)
-        announced = PublishHeader(header.digest, files, progress_from_proto(header.final_progress))
 
-        def publish() -> PublishedVersion:
+        def publish() -> AdapterVersion:
+            _, worker = self._attempts.held_by(key)
+            progress = progress_from_proto(header.final_progress)
+            announced = PublishHeader(header.digest, files, progress, self._workers.code_version(worker))
             return self._attempts.publish(key, announced, received.check())
 
         async def store() -> adapter_pb2.AdapterVersion:
-            return self._version_to_proto(await asyncio.to_thread(publish))
+            return version_to_proto(await asyncio.to_thread(publish))
 
         return await _received(requests, received, store)
 
     async def PutSamples(  # noqa: D102  # the contract says it
         self, request: _pb.PutSamplesRequest, context: _Context
     ) -> _pb.PutSamplesResponse:
-        raise Unimplemented("NO_EVALUATIONS", "this trainer hands out no evaluations")
+        key, samples = _key(request.attempt), tuple(map(sample_from_proto, request.samples))
+        metrics = metrics_from_proto(request.metrics) or None
+        act = self._evaluations.put_samples
+        stored = await asyncio.to_thread(act, key.work, key.token, samples, metrics, request.total_samples)
+        return _pb.PutSamplesResponse(stored_samples=stored)
 
     async def PublishExport(  # noqa: D102  # the contract says it
         self, requests: AsyncIterator[_pb.PublishExportRequest], context: _Context

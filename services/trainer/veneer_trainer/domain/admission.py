@@ -56,6 +56,7 @@ class Admission:
         self._registry.check_adapter(tenant, spec)
         version = self._datasets.version(tenant, spec.dataset_version)
         spec = _with_splits(spec, version)
+        self._check_planned(tenant, spec)
         split = self._counted(spec, version)
         taken = estimate(spec, base, split, self._workers.known())
         if split.longest_row is not None:
@@ -94,14 +95,28 @@ class Admission:
             )
         return admitted
 
+    def _check_planned(self, tenant: str, spec: TrainingSpec) -> None:
+        """Looks whether other data that evaluations are planned on is there, with its split."""
+        found = []
+        for index, planned in enumerate(spec.evaluations):
+            if planned.dataset_version in (None, spec.dataset_version):
+                continue
+            splits = self._datasets.version(tenant, planned.dataset_version).splits
+            if planned.split not in splits:
+                text = f"{planned.dataset_version} has {', '.join(sorted(splits))}, not {planned.split!r}"
+                found.append(Violation(f"spec.evaluations[{index}].split", "SPLIT_UNKNOWN", text))
+        if found:
+            raise invalid(*found)
+
     def _counted(self, spec: TrainingSpec, version: VersionFacts) -> SplitFacts:
         """The training split, without token counts that were made by another contract than the job's."""
         split = version.splits[spec.train_split]
-        if version.model == str(spec.model) and version.contract_digest == self._catalog.contract_digest(
-            spec.model, spec.max_pixels
-        ):
+        if version.model == str(spec.model) and version.contract_digest == self._contract_digest(spec):
             return split
         return SplitFacts(split.rows)
+
+    def _contract_digest(self, spec: TrainingSpec) -> str:
+        return self._catalog.contract(spec.model, spec.max_pixels).digest
 
 
 def _with_bounds(spec: TrainingSpec, base: BaseModel) -> TrainingSpec:

@@ -13,7 +13,9 @@ from pathlib import Path
 import msgspec
 
 from veneer_rpc.errors import Aborted, FailedPrecondition
+from veneer_trainer.domain.adapters import AdapterVersion
 from veneer_trainer.domain.dispatch import Dispatch
+from veneer_trainer.domain.files import StoredFile
 from veneer_trainer.domain.jobs import Progress, Resolved, as_json, job_of
 from veneer_trainer.domain.lifecycle import State
 from veneer_trainer.domain.retries import RetryPolicy, after_release
@@ -24,11 +26,9 @@ from veneer_trainer.ports import (
     CheckpointWriter,
     EvaluationPlanner,
     History,
-    PublishedVersion,
     PublishHeader,
     Registry,
     StoredCheckpoint,
-    StoredFile,
     WorkStore,
 )
 
@@ -135,7 +135,7 @@ class Attempts:
         """Moves a job to PUBLISHING; raises FailedPrecondition if it is being cancelled."""
         return self._advance(self.held(key))
 
-    def publish(self, key: AttemptKey, header: PublishHeader, folder: Path) -> PublishedVersion:
+    def publish(self, key: AttemptKey, header: PublishHeader, folder: Path) -> AdapterVersion:
         """Makes a received adapter the job's one version; see `ports.Registry` for what it raises."""
         work = self.held(key)
         version = self._registry.publish(
@@ -152,7 +152,8 @@ class Attempts:
 
         Raises:
             FailedPrecondition: NOT_PUBLISHED: a job cannot succeed before its adapter is published;
-                WRONG_STATE: no pause or cancel was asked for.
+                INCOMPLETE: an evaluation not before its samples are there; WRONG_STATE: no pause or cancel was
+                asked for.
         """
         for _ in range(_TRIES):
             work = self.held(key)
@@ -185,6 +186,7 @@ class Attempts:
             case Ending.RELEASED:
                 return after_release(work), {}
         if work.ref.kind is not WorkKind.TRAINING:
+            self._planner.check_complete(work)
             return State.SUCCEEDED, {}
         job = job_of(work)
         if not job.outcome.adapter_version:

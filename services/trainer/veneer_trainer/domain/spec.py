@@ -55,6 +55,9 @@ class CoTrain(Enum):
     ALLOWED = "allowed"
 
 
+DEFAULT_MAX_PIXELS = 448 * 448
+"""Bound on a picture's area, in pixels, where nobody names one."""
+
 PRESETS = ("attention", "decoder", "decoder+merger", "decoder+merger+vision")
 """Names that stand for groups of linears; `attention` is q_proj and v_proj of the decoder."""
 
@@ -141,7 +144,7 @@ class TrainingSpec:
     gradient_accumulation: int = 2
     max_length: int = 512
     over_length: OverLength = OverLength.REFUSE
-    max_pixels: int = 448 * 448
+    max_pixels: int = DEFAULT_MAX_PIXELS
     dtype: Dtype = Dtype.AUTO
     seed: int = 0
     priority: Priority = Priority.NORMAL

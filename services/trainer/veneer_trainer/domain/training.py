@@ -8,13 +8,13 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from veneer_rpc.errors import NotFound, Violation, invalid
-from veneer_rpc.idempotency import RequestKey
 from veneer_rpc.names import AdapterName, DatasetVersionName, TrainingJobName, is_id
 from veneer_trainer.domain.admission import Admission, Admitted
 from veneer_trainer.domain.control import Control
 from veneer_trainer.domain.dispatch import Dispatch
 from veneer_trainer.domain.jobs import Estimate, Order, TrainingJob, as_json, job_of
 from veneer_trainer.domain.lifecycle import TERMINAL, State, wrong_state
+from veneer_trainer.domain.requests import Request
 from veneer_trainer.domain.spec import TrainingSpec
 from veneer_trainer.domain.work import Attempt, NewWork, Work, WorkKind, WorkRef
 from veneer_trainer.failpoints import failpoint
@@ -24,15 +24,6 @@ _MAX_LABELS = 64
 _MAX_DISPLAY_NAME = 200
 _MAX_LABEL_VALUE = 63
 _LABEL_KEY = re.compile(r"[a-z0-9_-]{1,63}")
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A mutation that may come twice: whose it is, and the digest of what it says; no key without an id."""
-
-    tenant: str
-    key: RequestKey | None
-    body_sha256: bytes
 
 
 @dataclass(frozen=True, slots=True)

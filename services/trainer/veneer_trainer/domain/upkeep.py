@@ -49,7 +49,7 @@ class Upkeep:
         """
         held = self._store.with_holds()
         self._placed_s = {work.uid: self._placed_s[work.uid] for work in held if work.uid in self._placed_s}
-        for work in held:
+        for work in sorted(held, key=lambda work: work.state.terminal):  # what a job planned holds before it lets go
             version = DatasetVersionName.parse(work.dataset_version)
             if work.state.terminal:
                 self._datasets.release(work.ref.tenant, version, work.ref.name)

@@ -90,3 +90,7 @@ class Workers:
         with self._lock:
             self._seen = {name: seen for name, seen in self._seen.items() if seen[1] >= oldest_s}
             return tuple(worker for _, (worker, _) in sorted(self._seen.items()))
+
+    def code_version(self, name: str) -> str:
+        """Returns the version of Veneer's code that a worker runs; empty for one that is not known."""
+        return next((worker.code_version for worker in self.known() if worker.name == name), "")

@@ -1,0 +1,60 @@
+"""The inference service's process: `python -m veneer_inference --help`. Settings in, served until a signal."""
+
+import asyncio
+import os
+import sys
+
+from veneer_inference.engine.client import EngineProcess
+from veneer_inference.ports import Engine, EngineError
+from veneer_inference.replica import Replica
+from veneer_inference.settings import InferenceSettings
+from veneer_processing import ProcessingError
+from veneer_rpc import logs
+from veneer_rpc.parent import die_with_parent
+from veneer_rpc.server import BindError
+from veneer_rpc.settings import SettingsError, load
+from veneer_rpc.tokens import TokenFileError
+
+PREFIX = "VENEER_INFERENCE_"
+
+
+async def serve(settings: InferenceSettings) -> None:
+    """Serves until a signal asks to stop."""
+
+    async def start_engine() -> Engine:
+        return await EngineProcess.start(
+            settings.model_directory,
+            settings.threads or os.cpu_count() or 1,
+            dtype=settings.dtype,
+            kv_tokens=settings.kv_tokens,
+            slots=settings.adapter_slots,
+            max_rank=settings.max_rank,
+            waiting=settings.max_waiting,
+            adapter_bytes=settings.adapter_memory_bytes,
+        )
+
+    replica = Replica(settings, start_engine)
+    try:
+        address = await replica.start()
+        print(f"veneer_inference listening on {address}", flush=True)
+        await replica.run()
+    finally:
+        await replica.close()
+
+
+def main() -> int:
+    """Reads the settings and serves; returns the exit status."""
+    try:
+        settings = load(InferenceSettings, PREFIX, sys.argv[1:], os.environ)
+        if settings.die_with_parent:
+            die_with_parent()
+        logs.configure(settings.log_level, settings.log_format)
+        asyncio.run(serve(settings))
+    except (SettingsError, TokenFileError, BindError, EngineError, ProcessingError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What the replica reaches outward for: the registry, adapters and pictures, and its own disk."""

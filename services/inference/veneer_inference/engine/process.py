@@ -1,0 +1,155 @@
+"""The engine's process: threads around `EngineCore`.
+
+The main thread steps. One thread reads commands, one reads adapters, one writes reports; each queue between them is
+bounded, so that whoever is slow holds up the other side and not memory. When the service's end of the socket closes,
+nobody is left to answer, and the process ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from veneer_digests import DigestError, model_digest
+from veneer_inference.engine import messages
+from veneer_inference.engine.adapter_folder import read_adapter
+from veneer_inference.engine.core import EngineCore, Loaded
+from veneer_inference.engine.options import EngineOptions
+from veneer_inference.engine.scheduler import Limits
+from veneer_inference.ports import EngineError, EngineInfo
+from veneer_vlm.config import ModelConfig
+from veneer_vlm.errors import RefusedError
+from veneer_vlm.weights import load
+
+_LOG = logging.getLogger(__name__)
+_COMMANDS = 64  # prompts with their pixels lie in it
+_REPORTS = 64
+_BLOCK_TOKENS = 16
+_NAME = "veneer-torch"
+
+
+class EngineProcess:
+    """What runs until the service lets go of the socket.
+
+    Args:
+        connection: to the service.
+        options: what to run.
+    """
+
+    def __init__(self, connection: socket.socket, options: EngineOptions) -> None:
+        self._connection = connection
+        self._options = options
+        self._commands: queue.Queue[messages.Command | Loaded] = queue.Queue(_COMMANDS)
+        self._loads: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
+        self._reports: queue.Queue[messages.Message] = queue.Queue(_REPORTS)
+
+    def run(self) -> NoReturn:
+        """Loads the base and serves."""
+        options = self._options
+        torch.set_num_threads(options.threads)
+        self._start(self._read_commands)
+        self._start(self._write_reports)
+        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[options.dtype]
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            digest = model_digest(Path(options.model))
+            model = load(Path(options.model), dtype, device)
+            model.lm_head.distinct()
+        except (RefusedError, DigestError, OSError) as error:
+            problems = error.violations if isinstance(error, RefusedError) else [str(error)]
+            self._connection.sendall(messages.frame(messages.NotStarted(problems)))
+            os._exit(1)
+        limits = _limits(options, model.config)
+        core = EngineCore(
+            model,
+            limits,
+            options.slots,
+            options.adapter_bytes,
+            options.feature_bytes,
+            lambda name, directory: self._loads.put((name, directory)),
+        )
+        self._start(lambda: self._read_adapters(model.config, digest, dtype))
+        info = EngineInfo(
+            model_digest=digest,
+            dtype=options.dtype,
+            device=device,
+            engine=_NAME,
+            context_length=limits.context_length,
+            kv_capacity_tokens=limits.blocks * limits.block_tokens,
+            adapter_slots=options.slots,
+            max_rank=options.max_rank,
+        )
+        self._reports.put(messages.Ready(info))
+        self._serve(core)
+
+    def _serve(self, core: EngineCore) -> NoReturn:
+        while True:
+            if core.idle:
+                core.handle(self._commands.get())
+            while True:
+                try:
+                    core.handle(self._commands.get_nowait())
+                except queue.Empty:
+                    break
+            self._reports.put(core.step())
+
+    def _read_adapters(self, model: ModelConfig, digest: str, dtype: torch.dtype) -> None:
+        def read(name: str, directory: str) -> Loaded:
+            try:
+                return Loaded(name, read_adapter(Path(directory), name, model, digest, self._options.max_rank, dtype))
+            except EngineError as error:
+                return Loaded(name, error=error)
+            except Exception as error:  # whatever a hostile file brings about, the engine lives
+                _LOG.exception("adapter %s could not be read", name)
+                return Loaded(name, error=EngineError("ADAPTER_INVALID", [f"cannot be read: {error}"]))
+
+        while True:
+            self._commands.put(read(*self._loads.get()))
+
+    def _read_commands(self) -> None:
+        try:
+            while (command := messages.receive(self._connection)) is not None:
+                self._commands.put(command)
+        except ConnectionError:
+            pass  # as its end
+        os._exit(0)
+
+    def _write_reports(self) -> None:
+        try:
+            while True:
+                self._connection.sendall(messages.frame(self._reports.get()))
+        except ConnectionError:
+            os._exit(0)
+
+    def _start(self, work: Callable[[], None]) -> None:
+        threading.Thread(target=self._or_die, args=(work,), daemon=True).start()
+
+    @staticmethod
+    def _or_die(work: Callable[[], None]) -> None:
+        """A thread that ends by an error takes the process with it: without it the others would wait for ever."""
+        try:
+            work()
+        except BaseException:
+            _LOG.exception("the engine ends")
+            os._exit(1)
+
+
+def _limits(options: EngineOptions, model: ModelConfig) -> Limits:
+    blocks = max(1, options.kv_tokens // _BLOCK_TOKENS)
+    return Limits(
+        context_length=min(model.text.max_position_embeddings, blocks * _BLOCK_TOKENS),
+        blocks=blocks,
+        block_tokens=_BLOCK_TOKENS,
+        step_tokens=options.step_tokens,
+        running=options.running,
+        waiting=options.waiting,
+        waiting_bytes=options.waiting_bytes,
+    )

@@ -1,0 +1,123 @@
+"""One pass of the decoder over pieces of several sequences.
+
+Owns the key-value memory, and how a batch of pieces becomes tensors. Which pieces is the scheduler's choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from veneer_vlm.linear import Adapters
+from veneer_vlm.lora import Adapter, AdapterBatch, Segment
+from veneer_vlm.lora_pack import AdapterPack, PackedAdapterBatch
+from veneer_vlm.model import VisionLanguageModel
+from veneer_vlm.paged import BlockCache, Chunk, PagedAttention
+from veneer_vlm.vision import VisualFeatures
+
+_PACKED_UP_TO = 256  # tokens of a pass: beyond, products of every token with every adapter cost more than they save
+_PACK_SLACK = 2  # a pack is kept while it has at most so many times the rank that a pass needs
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A piece with its tensors.
+
+    Attributes:
+        ids_T: its tokens.
+        positions_3_T: theirs.
+        blocks: of the sequence.
+        past: tokens of the sequence before the piece.
+        wanted: which of the piece's tokens need their hidden state.
+        visual: features of the image tokens among them; None where there are none.
+        adapter: what they wear.
+    """
+
+    ids_T: NDArray[np.int64]
+    positions_3_T: NDArray[np.int64]
+    blocks: Sequence[int]
+    past: int
+    wanted: Sequence[int]
+    visual: VisualFeatures | None
+    adapter: Adapter | None
+
+
+class Runner:
+    """Runs passes.
+
+    Args:
+        model: the base.
+        blocks: of key-value memory.
+        block_tokens: tokens in a block.
+    """
+
+    def __init__(self, model: VisionLanguageModel, blocks: int, block_tokens: int) -> None:
+        text = model.config.text
+        self.cache = BlockCache(text, blocks, block_tokens, model.dtype, model.device)
+        self._model = model
+        self._heads = text.num_attention_heads
+        self._pack: AdapterPack | None = None
+
+    def run(self, items: Sequence[Item]) -> Tensor:
+        """The last hidden states of all wanted tokens, item by item, (N, D).
+
+        Args:
+            items: each of another sequence; those that wear the same adapter stand side by side.
+        """
+        device = self._model.device
+        chunks = [Chunk(item.blocks, item.past, len(item.ids_T)) for item in items]
+        attention = PagedAttention(self.cache, chunks, self._heads)
+        seen = [item.visual for item in items if item.visual is not None]
+        hidden_T_D: Tensor = self._model(
+            torch.from_numpy(np.concatenate([item.ids_T for item in items])).to(device),
+            torch.from_numpy(np.concatenate([item.positions_3_T for item in items], axis=1)).to(device),
+            attention,
+            VisualFeatures.joined(seen) if seen else None,
+            self._lora([(item.adapter, len(item.ids_T)) for item in items]),
+        )
+        wanted: list[int] = []
+        start = 0
+        for item in items:
+            wanted += [start + token for token in item.wanted]
+            start += len(item.ids_T)
+        return hidden_T_D if len(wanted) == start else hidden_T_D[torch.tensor(wanted, dtype=torch.long, device=device)]
+
+    def forget(self, adapter: Adapter) -> None:
+        """Lets go of an adapter that left its slot."""
+        if self._pack is not None and any(other is adapter for other in self._pack.adapters):
+            self._pack = None
+
+    def _lora(self, worn: Sequence[tuple[Adapter | None, int]]) -> Adapters | None:
+        segments: list[Segment] = []
+        start = 0
+        for adapter, tokens in worn:
+            stop = start + tokens
+            if adapter is not None:
+                if segments and segments[-1].adapter is adapter and segments[-1].stop == start:
+                    segments[-1] = Segment(adapter, segments[-1].start, stop)
+                else:
+                    segments.append(Segment(adapter, start, stop))
+            start = stop
+        if not segments:
+            return None
+        if start > _PACKED_UP_TO or segments[0].stop - segments[0].start == start:
+            return AdapterBatch(segments)
+        pack = self._packed([segment.adapter for segment in segments])
+        number = {id(adapter): index for index, adapter in enumerate(pack.adapters)}
+        owners = [-1 if adapter is None else number[id(adapter)] for adapter, _ in worn]
+        owner_T = torch.tensor(owners).repeat_interleave(torch.tensor([tokens for _, tokens in worn]))
+        return PackedAdapterBatch(pack, owner_T.to(self._model.device))
+
+    def _packed(self, adapters: Sequence[Adapter]) -> AdapterPack:
+        """The pack of the last pass, where it holds what is needed and not much else."""
+        pack = self._pack
+        needed = {id(adapter): adapter for adapter in adapters}
+        rank = sum(adapter.config.r for adapter in needed.values())
+        if pack is None or pack.rank > _PACK_SLACK * rank or not needed.keys() <= set(map(id, pack.adapters)):
+            pack = self._pack = AdapterPack(list(needed.values()))
+        return pack

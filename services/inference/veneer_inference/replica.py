@@ -1,0 +1,184 @@
+"""A replica: the parts wired together, from settings and a way to start an engine to a server that answers."""
+
+import asyncio
+import secrets
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from veneer.dataset.v1.dataset_service_pb2_grpc import DatasetServiceStub
+from veneer.inference.v1.inference_service_pb2_grpc import add_InferenceServiceServicer_to_server
+from veneer.trainer.v1.adapter_service_pb2_grpc import AdapterServiceStub
+from veneer_inference.adapters.adapter_folders import AdapterFolders
+from veneer_inference.adapters.adapter_source import AdapterSource
+from veneer_inference.adapters.blobs import Blobs
+from veneer_inference.adapters.follower import Follower
+from veneer_inference.adapters.registry_file import RegistryFile
+from veneer_inference.adapters.reporter import Reporter
+from veneer_inference.admission import Admission
+from veneer_inference.api.adapter_list import AdapterList
+from veneer_inference.api.answers import Answers
+from veneer_inference.api.prompts import Prompts
+from veneer_inference.api.servicer import InferenceServicer
+from veneer_inference.authentication import DelegatingAuthenticator
+from veneer_inference.base import BaseKeeper, StartEngine
+from veneer_inference.desired import Desired
+from veneer_inference.domain.figures import FiguresByVersion
+from veneer_inference.residency import Residency
+from veneer_inference.settings import InferenceSettings
+from veneer_rpc.channel import open_channel
+from veneer_rpc.delegation import DelegationVerifier
+from veneer_rpc.errors import VeneerError
+from veneer_rpc.paging import Paginator
+from veneer_rpc.server import Server
+from veneer_rpc.tokens import TokenFile
+
+SERVICE = "veneer.inference.v1.InferenceService"
+
+_PAGING_KEY_BYTES = 32
+_TELL_S = 1.0  # a trainer that hangs does not hold up a stop for longer
+_log = structlog.get_logger(__name__)
+
+
+class Replica:
+    """One replica of the inference service; made on the event loop that serves it.
+
+    Args:
+        settings: validated.
+        start_engine: starts an engine, again when one dies.
+
+    Raises:
+        TokenFileError: the tokens cannot be read.
+    """
+
+    def __init__(self, settings: InferenceSettings, start_engine: StartEngine) -> None:
+        data, model = settings.data, str(settings.model_name)
+        data.mkdir(parents=True, exist_ok=True)
+        self._trainer = open_channel(
+            settings.trainer,
+            settings.trainer_token_file.read_text("utf-8").strip(),
+            root_certificates_pem=_pem(settings.trainer_root_certificates_file),
+        )
+        # Without a credential: each call shows the caller's own.
+        self._dataset = open_channel(
+            settings.dataset, root_certificates_pem=_pem(settings.dataset_root_certificates_file)
+        )
+        stub = AdapterServiceStub(self._trainer)
+        file = RegistryFile(data / "registry.json", model)
+        registry, figures = file.load(), FiguresByVersion()
+        self._keeper = BaseKeeper(settings.model_name, settings.model_directory, start_engine, self._serving)
+        folders = AdapterFolders(data / "adapters", settings.adapter_disk_bytes)
+        source = AdapterSource(stub, folders, settings.max_adapter_bytes)
+        residency = Residency(lambda: self._keeper.current, source)
+        self._desired = Desired(registry, residency, settings.report_s)
+        self._follower = Follower(stub, registry, file, model, self._desired.wake)
+        self._reporter = Reporter(
+            stub, settings.replica, model, registry, figures, lambda: residency.held,
+            self._follower.start_over, settings.report_s,
+        )  # fmt: skip
+        self._advertise = settings.advertise
+        admission = Admission(registry, self._follower, source, settings.registry_wait_s, settings.recheck_s)
+        self._prompts = Prompts(
+            Blobs(DatasetServiceStub(self._dataset), settings.max_picture_bytes),
+            settings.prompt_threads,
+            settings.max_prompts_waiting,
+        )
+        answers = Answers(lambda: self._keeper.current, admission, residency, self._prompts, figures)
+        adapters = AdapterList(admission, residency, Paginator(secrets.token_bytes(_PAGING_KEY_BYTES)))
+        servicer = InferenceServicer(answers, adapters, settings.replica)
+        register = partial(add_InferenceServiceServicer_to_server, servicer)
+        self._server = _DrainingServer(settings, [register], _authenticator(settings))
+        self._server.draining = self._drain
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> str:
+        """Listens, follows the registry, and returns the address once a token has come out of the engine.
+
+        Raises:
+            BindError: the address cannot be listened on.
+            Exception: the first engine could not be started.
+        """
+        address = await self._server.start()
+        self._reporter.address = self._advertise or address
+        self._begin(self._follower.run())
+        started = asyncio.Event()
+        keeping = asyncio.create_task(self._keeper.run(started.set))
+        self._tasks.append(keeping)
+        waiting = asyncio.create_task(started.wait())
+        await asyncio.wait({keeping, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if keeping.done():
+            await keeping
+        keeping.add_done_callback(_told)
+        self._begin(self._reporter.run())
+        self._begin(self._desired.run())
+        return address
+
+    async def run(self) -> None:
+        """Serves until a signal asks to stop, and drains."""
+        await self._server.run()
+
+    async def stop(self) -> None:
+        """Drains, without a signal."""
+        await self._server.stop()
+
+    async def close(self) -> None:
+        """Ends everything that was begun; the engine too."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._prompts.close)
+        await self._trainer.close()
+        await self._dataset.close()
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work)
+        task.add_done_callback(_told)
+        self._tasks.append(task)
+        return task
+
+    def _serving(self, serving: bool) -> None:
+        self._server.health.set_serving(SERVICE, serving)
+        self._desired.wake()
+
+    async def _drain(self) -> None:
+        try:
+            await self._reporter.report(draining=True)
+        except VeneerError as error:
+            _log.warning("draining without the trainer's knowledge", reason=error.reason)
+
+
+class _DrainingServer(Server):
+    """Says that it drains before it does."""
+
+    draining: Callable[[], Coroutine[Any, Any, None]]
+
+    async def stop(self) -> None:
+        """See Server."""
+        self.health.stop()
+        telling = asyncio.create_task(self.draining())
+        await super().stop()
+        await asyncio.wait({telling}, timeout=_TELL_S)
+        telling.cancel()
+        with suppress(asyncio.CancelledError):
+            await telling
+
+
+def _told(task: "asyncio.Task[None]") -> None:
+    """Logs that something that runs for ever has ended by a defect."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.critical("ended", work=task.get_coro().__qualname__, exc_info=error)  # type: ignore[union-attr]
+
+
+def _authenticator(settings: InferenceSettings) -> DelegatingAuthenticator:
+    key = _pem(settings.delegation_public_key_file)
+    verifier = DelegationVerifier("inference", [key]) if key else None
+    return DelegatingAuthenticator(TokenFile(settings.tokens_file), verifier)
+
+
+def _pem(path: Path | None) -> bytes | None:
+    return path.read_bytes() if path else None

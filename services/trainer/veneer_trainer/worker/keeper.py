@@ -1,0 +1,163 @@
+"""The worker's main loop: take a lease, do its work, end it; one at a time, until told to go."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import grpc
+import structlog
+
+from veneer.trainer.v1 import worker_service_pb2, worker_service_pb2_grpc
+from veneer_rpc.errors import NotFound, VeneerError
+from veneer_rpc.names import ModelName
+from veneer_rpc.status import from_rpc_error
+from veneer_trainer.worker.attempt import Abandoned, Attempt, Order, failure
+from veneer_trainer.worker.connections import bearer, open_channel
+from veneer_trainer.worker.evaluation import EvaluationWork
+from veneer_trainer.worker.machine import worker_info
+from veneer_trainer.worker.settings import WorkerSettings
+from veneer_trainer.worker.training import TrainingWork
+
+_pb = worker_service_pb2
+_log = structlog.get_logger(__name__)
+_WAIT_S = 30.0  # for work, in one call
+_AGAIN_S, _LONGEST_AGAIN_S = 0.2, 2.0
+_BEATS_S = 5.0  # for the last heartbeat to end
+
+
+class Keeper:
+    """Keeps leases and does the work under them.
+
+    Args:
+        settings: the process's.
+        digests: of the bases that it holds.
+    """
+
+    def __init__(self, settings: WorkerSettings, digests: Mapping[ModelName, str]) -> None:
+        self._settings = settings
+        self._digests = digests
+        self._token = settings.token_file.read_text("utf-8").strip()
+        self._draining = asyncio.Event()
+        self._attempt: Attempt | None = None
+        self._running: asyncio.Future[None] | None = None
+        self._scratch = settings.data / "attempts"
+
+    def drain(self) -> None:
+        """Has the worker give its work back, with a checkpoint, and end."""
+        if self._draining.is_set():
+            return
+        self._draining.set()
+        if self._attempt is not None:
+            self._attempt.give(Order.RELEASE)
+        if self._running is not None:
+            # A trainer that is away, or a step without end, must not hold the process.
+            asyncio.get_running_loop().call_later(self._settings.grace_s, self._running.cancel)
+
+    async def run(self) -> None:
+        """Works until it is drained, or its grace is over then."""
+        self._running = asyncio.ensure_future(self._work())
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._running
+
+    async def _work(self) -> None:
+        shutil.rmtree(self._scratch, ignore_errors=True)  # of an earlier process of this name
+        self._scratch.mkdir(parents=True)
+        channel = open_channel(self._settings.trainer, self._settings.certificates_file)
+        service = worker_service_pb2_grpc.WorkerServiceStub(channel)
+        print(f"veneer_worker {self._settings.name} ready", flush=True)
+        try:
+            while (lease := await self._lease(service)) is not None:
+                await self._do(service, lease)
+        finally:
+            await channel.close()
+
+    async def _lease(self, service: worker_service_pb2_grpc.WorkerServiceAsyncStub) -> _pb.Lease | None:
+        """Waits for work; None when the worker is to end."""
+        request = _pb.AcquireLeaseRequest(
+            worker=worker_info(self._settings.name, self._settings.threads, self._digests),
+            kinds=self._settings.work_kinds,
+        )
+        request.wait.FromMilliseconds(round(_WAIT_S * 1000))
+        again_s = _AGAIN_S
+        going = asyncio.ensure_future(self._draining.wait())
+        try:
+            while not self._draining.is_set():
+                # The trainer takes the lease back of a call that is cancelled.
+                call = service.AcquireLease(request, metadata=bearer(self._token), timeout=_WAIT_S + 10)
+                asked = asyncio.ensure_future(_answer(call))
+                await asyncio.wait([asked, going], return_when=asyncio.FIRST_COMPLETED)
+                if not asked.done():
+                    call.cancel()
+                    await asyncio.wait([asked])
+                    if asked.cancelled():
+                        return None
+                try:
+                    return asked.result()
+                except grpc.RpcError as error:
+                    problem = from_rpc_error(error)
+                    if isinstance(problem, NotFound):
+                        again_s = _AGAIN_S
+                        continue
+                    _log.warning("no lease", reason=problem.reason, problem=problem.message)
+                await asyncio.wait([going], timeout=again_s)
+                again_s = min(2 * again_s, _LONGEST_AGAIN_S)
+            return None
+        finally:
+            going.cancel()
+
+    async def _do(self, service: worker_service_pb2_grpc.WorkerServiceAsyncStub, lease: _pb.Lease) -> None:
+        attempt = self._attempt = Attempt(service, self._token, lease)
+        folder = self._scratch / f"{lease.attempt.work.replace('/', '-')}-{lease.attempt.fencing_token}"
+        folder.mkdir()
+        if self._draining.is_set():
+            attempt.give(Order.RELEASE)
+        _log.info("attempt begins", work=lease.attempt.work, token=lease.attempt.fencing_token)
+        beats = asyncio.create_task(attempt.keep_alive())
+        try:
+            outcome = await self._outcome(service, attempt, lease, folder)
+            if outcome is not None:
+                await attempt.finish(**outcome)
+        except Abandoned:
+            _log.warning("attempt abandoned", work=lease.attempt.work)
+        except VeneerError as error:
+            _log.error("attempt not finished", work=lease.attempt.work, reason=error.reason, problem=error.message)
+        finally:
+            self._attempt = None
+            beats.cancel()
+            await asyncio.wait([beats], timeout=_BEATS_S)
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def _outcome(
+        self,
+        service: worker_service_pb2_grpc.WorkerServiceAsyncStub,
+        attempt: Attempt,
+        lease: _pb.Lease,
+        folder: Path,
+    ) -> dict[str, object] | None:
+        """Does the work; returns the outcome to tell, None where there is nobody to tell."""
+        kind = lease.WhichOneof("work")
+        try:
+            match kind:
+                case "training_job":
+                    return await TrainingWork(self._settings, self._digests, service, attempt, lease, folder).run()
+                case "evaluation":
+                    return await EvaluationWork(self._settings, service, attempt, lease).run()
+                case _:
+                    text = f"this worker does not do {kind}"
+                    return {"failed": failure("WORK_UNKNOWN", text, transient=True)}
+        except Abandoned:
+            raise
+        except VeneerError as error:
+            return {"failed": failure(error.reason, error.message, transient=False)}
+        except Exception as error:
+            _log.exception("attempt failed", work=lease.attempt.work)
+            text = f"{type(error).__name__}: {error}"
+            return {"failed": failure("WORKER_ERROR", text, transient=False)}
+
+
+async def _answer(call: grpc.aio.UnaryUnaryCall[_pb.AcquireLeaseRequest, _pb.Lease]) -> _pb.Lease:
+    return await call

@@ -1,0 +1,1 @@
+"""The training loop, which the worker's child runs; `run.train` reads from top to bottom."""

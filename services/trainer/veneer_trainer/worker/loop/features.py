@@ -1,0 +1,64 @@
+"""Features of pictures: computed once each where the tower is frozen, in every pass where it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from veneer_trainer.worker.loop.batches import Seen
+from veneer_vlm.linear import Adapters
+from veneer_vlm.model import VisionLanguageModel
+from veneer_vlm.vision import VisualFeatures
+
+
+class FrozenFeatures:
+    """Features under a frozen tower, kept in memory while there is room.
+
+    Each picture goes through the tower alone: its features are a function of the picture, whatever shares its batch
+    and whatever was kept, so that a resumed run computes the same bits. What came first stays: rows come round in
+    another order each epoch, so nothing that could be dropped is needed later than the rest.
+
+    Args:
+        model: the base.
+        max_bytes: most memory for them.
+    """
+
+    def __init__(self, model: VisionLanguageModel, max_bytes: int) -> None:
+        self._model = model
+        self._room_bytes = max_bytes
+        self._kept: dict[str, VisualFeatures] = {}
+
+    def known(self, sha256: str) -> bool:
+        """Says whether a picture's features are kept; they stay so."""
+        return sha256 in self._kept
+
+    def of(self, pictures: Sequence[Seen]) -> VisualFeatures | None:
+        """The features of a pass's pictures; None where it has none."""
+        if not pictures:
+            return None
+        return VisualFeatures.joined([self._one(picture) for picture in pictures])
+
+    def _one(self, picture: Seen) -> VisualFeatures:
+        kept = self._kept.get(picture.sha256)
+        if kept is not None:
+            return kept
+        if picture.patches_P_X is None:
+            raise ValueError(f"picture {picture.sha256} has neither patches nor features")
+        with torch.no_grad():
+            features = self._model.see(picture.patches_P_X.to(self._model.dtype), [picture.grid])
+        size_bytes = sum(level.nbytes for level in (features.tokens_M_D, *features.deepstack_M_D))
+        if size_bytes <= self._room_bytes:
+            self._room_bytes -= size_bytes
+            self._kept[picture.sha256] = features
+        return features
+
+
+def trained_features(
+    model: VisionLanguageModel, pictures: Sequence[Seen], adapters: Adapters | None
+) -> VisualFeatures | None:
+    """The features of a pass's pictures under a tower that wears an adapter; gradients flow."""
+    patches = [picture.patches_P_X for picture in pictures if picture.patches_P_X is not None]
+    if not patches:
+        return None
+    return model.see(torch.cat(patches).to(model.dtype), [picture.grid for picture in pictures], adapters)

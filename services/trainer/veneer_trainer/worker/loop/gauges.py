@@ -1,0 +1,76 @@
+"""Figures of a run for people: rates, time left, memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections import deque
+
+from veneer.trainer.v1 import training_job_pb2
+from veneer_trainer.worker.loop.batches import Step
+from veneer_trainer.worker.loop.state import Figures
+
+_WINDOW_S = 10.0
+
+
+class Gauges:
+    """Measures the steps of this process; time between `begin` and `end` counts."""
+
+    def __init__(self) -> None:
+        self._steps: deque[tuple[float, int, int]] = deque()  # seconds, tokens, rows
+        self._seconds = 0.0
+        self._tokens = 0
+        self._rows = 0
+
+    def count(self, seconds: float, step: Step) -> None:
+        """Notes a step; what is older than the last 10 seconds is dropped."""
+        self._steps.append((seconds, step.tokens, step.rows))
+        self._add(seconds, step.tokens, step.rows)
+        while len(self._steps) > 1 and self._seconds - self._steps[0][0] >= _WINDOW_S:
+            oldest = self._steps.popleft()
+            self._add(-oldest[0], -oldest[1], -oldest[2])
+
+    def progress(
+        self, figures: Figures, total_steps: int, epoch: float, rate: float
+    ) -> training_job_pb2.TrainingProgress:
+        """Returns the figures at this step.
+
+        Args:
+            figures: of the run.
+            total_steps: of the job.
+            epoch: epochs done, with their fraction.
+            rate: learning rate of the step.
+        """
+        progress = training_job_pb2.TrainingProgress(
+            step=figures.step,
+            total_steps=total_steps,
+            epoch=epoch,
+            loss=figures.loss,
+            learning_rate=rate,
+            gradient_norm=figures.gradient_norm,
+            peak_memory_bytes=peak_memory_bytes(),
+        )
+        if figures.validation_loss is not None:
+            progress.validation_loss = figures.validation_loss
+        if figures.best_validation_loss is not None:
+            progress.best_validation_loss = figures.best_validation_loss
+        if self._steps and self._seconds > 0:
+            progress.tokens_per_second = self._tokens / self._seconds
+            progress.rows_per_second = self._rows / self._seconds
+            left_s = (total_steps - figures.step) * self._seconds / len(self._steps)
+            progress.remaining.FromMilliseconds(round(left_s * 1000))
+        progress.elapsed.FromMilliseconds(round(figures.elapsed_s * 1000))
+        progress.measure_time.FromNanoseconds(time.time_ns())
+        return progress
+
+    def _add(self, seconds: float, tokens: int, rows: int) -> None:
+        self._seconds += seconds
+        self._tokens += tokens
+        self._rows += rows
+
+
+def peak_memory_bytes() -> int:
+    """Returns the peak resident memory of this process."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

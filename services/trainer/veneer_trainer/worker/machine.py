@@ -1,0 +1,50 @@
+"""What this worker is and can do, as it tells the trainer."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]  # it has no stubs
+
+from veneer.trainer.v1 import model_pb2, worker_service_pb2
+from veneer_digests import model_digest
+from veneer_rpc.names import ModelName
+
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def held_models(directories: Mapping[ModelName, Path]) -> dict[ModelName, str]:
+    """Returns the digest of each base, read from its files: a second per gigabyte.
+
+    Raises:
+        DigestError, OSError: a directory is not a model's.
+    """
+    return {name: model_digest(directory) for name, directory in directories.items()}
+
+
+def worker_info(worker: str, threads: int, digests: Mapping[ModelName, str]) -> worker_service_pb2.WorkerInfo:
+    """Returns what AcquireLease announces."""
+    return worker_service_pb2.WorkerInfo(
+        worker=worker,
+        device="cpu",
+        worker_class=f"cpu-{threads}x",
+        dtypes=[model_pb2.DTYPE_FLOAT32, model_pb2.DTYPE_BFLOAT16],
+        memory_bytes=memory_bytes(),
+        models=[
+            worker_service_pb2.HeldModel(model=name, digest=digest)
+            for name, digest in sorted((str(model), digest) for model, digest in digests.items())
+        ],
+        code_version=importlib.metadata.version("veneer"),
+    )
+
+
+def memory_bytes() -> int:
+    """Returns the memory that this process may use: the machine's, or its control group's where that is less."""
+    total: int = psutil.virtual_memory().total
+    try:
+        limit = _CGROUP_LIMIT.read_text("ascii").strip()
+    except OSError:  # not Linux, or the older control groups
+        return total
+    return total if limit == "max" else min(total, int(limit))

@@ -1,0 +1,144 @@
+"""What parent and child say to one another, and how it is framed on their socket.
+
+A frame is its length in 4 bytes, big-endian, then JSON. Contract messages travel inside as their own bytes; files stay
+on disk, in the attempt's folder, and only their folder's name travels.
+"""
+
+from __future__ import annotations
+
+import socket
+from asyncio import IncompleteReadError, StreamReader
+from typing import TypeAlias
+
+import msgspec
+
+MAX_FRAME_BYTES = 64 << 20
+
+
+class Task(msgspec.Struct, tag=True, frozen=True):
+    """First to the child: the job, and where everything is.
+
+    Attributes:
+        job: a serialised TrainingJob.
+        model_directory: of the base.
+        model_digest: of the base.
+        dataset: address of the dataset service.
+        certificates_file: PEM of whom to trust there; empty for none.
+        delegation: credential for it.
+        folder: the attempt's own, for checkpoints and the adapter.
+        checkpoint_folder: a checkpoint to resume from; empty for none.
+        threads: that it computes with.
+        cache_bytes: most memory for rows, and again for features of pictures.
+        dataset_patience_s: how long a dataset service may be away.
+    """
+
+    job: bytes
+    model_directory: str
+    model_digest: str
+    dataset: str
+    certificates_file: str
+    delegation: str
+    folder: str
+    checkpoint_folder: str
+    threads: int
+    cache_bytes: int
+    dataset_patience_s: float
+
+
+class Stop(msgspec.Struct, tag=True, frozen=True):
+    """To the child: make a checkpoint after the step, and stop."""
+
+
+class Delegation(msgspec.Struct, tag=True, frozen=True):
+    """To the child: a renewed credential."""
+
+    delegation: str
+
+
+class Resolved(msgspec.Struct, tag=True, frozen=True):
+    """From the child, before the first step: a serialised ResolvedTraining."""
+
+    resolved: bytes
+
+
+class Progressed(msgspec.Struct, tag=True, frozen=True):
+    """From the child: a serialised TrainingProgress."""
+
+    progress: bytes
+
+
+class CheckpointMade(msgspec.Struct, tag=True, frozen=True):
+    """From the child: a folder with a checkpoint; the parent stores and removes it."""
+
+    step: int
+    folder: str
+
+
+class Stopped(msgspec.Struct, tag=True, frozen=True):
+    """From the child, last: it obeyed."""
+
+
+class Trained(msgspec.Struct, tag=True, frozen=True):
+    """From the child, last: the adapter's PEFT folder, its digest, and the final TrainingProgress, serialised."""
+
+    folder: str
+    digest: str
+    progress: bytes
+
+
+class Failed(msgspec.Struct, tag=True, frozen=True):
+    """From the child, last: why it cannot go on."""
+
+    reason: str
+    message: str
+    transient: bool
+
+
+ToChild: TypeAlias = Task | Stop | Delegation
+ToParent: TypeAlias = Resolved | Progressed | CheckpointMade | Stopped | Trained | Failed
+
+_encode = msgspec.json.Encoder().encode
+_to_child = msgspec.json.Decoder(ToChild)
+_to_parent = msgspec.json.Decoder(ToParent)
+
+
+def frame(message: ToChild | ToParent) -> bytes:
+    """Returns the bytes of a message on the socket."""
+    body = _encode(message)
+    return len(body).to_bytes(4) + body
+
+
+async def read_from_child(reader: StreamReader) -> ToParent | None:
+    """Returns the child's next message; None when it has ended, however that came about.
+
+    Raises:
+        ValueError: the frame is none of ours.
+    """
+    try:
+        size = int.from_bytes(await reader.readexactly(4))
+        if size > MAX_FRAME_BYTES:
+            raise ValueError(f"a frame of {size} bytes, at most {MAX_FRAME_BYTES} are sent")
+        message: ToParent = _to_parent.decode(await reader.readexactly(size))
+        return message
+    except (IncompleteReadError, ConnectionError):
+        return None
+
+
+def read_from_parent(connection: socket.socket) -> ToChild | None:
+    """Returns the parent's next message; None when it has ended."""
+    head = _exactly(connection, 4)
+    body = None if head is None else _exactly(connection, int.from_bytes(head))
+    return None if body is None else _to_child.decode(body)
+
+
+def _exactly(connection: socket.socket, size: int) -> bytes | None:
+    pieces = bytearray()
+    while len(pieces) < size:
+        try:
+            piece = connection.recv(min(size - len(pieces), 1 << 20))
+        except ConnectionError:
+            return None
+        if not piece:
+            return None
+        pieces += piece
+    return bytes(pieces)

@@ -1,0 +1,79 @@
+"""Packed adapters compute what segments of adapters compute."""
+
+import pytest
+import torch
+
+from veneer_vlm.config import ModelConfig
+from veneer_vlm.lora import Adapter, AdapterBatch, AdapterConfig, Segment
+from veneer_vlm.lora_pack import AdapterPack, PackedAdapterBatch
+
+Q, K, V = (f"model.language_model.layers.0.self_attn.{name}_proj" for name in "qkv")
+FC2 = "model.visual.merger.linear_fc2"
+
+
+def adapter(config: ModelConfig, seed: int, rank: int, targets: tuple[str, ...]) -> Adapter:
+    made = Adapter.new(config, AdapterConfig(r=rank, lora_alpha=3 * rank, target_modules=targets), seed)
+    generator = torch.Generator().manual_seed(seed)
+    for pair in made.pairs.values():
+        pair.b_O_R.normal_(0, 0.5, generator=generator)
+    return made
+
+
+@pytest.fixture
+def adapters(toy) -> list[Adapter]:  # noqa: ANN001
+    config = toy.model.config
+    return [
+        adapter(config, 1, 4, ("q_proj", "v_proj")),
+        adapter(config, 2, 8, ("k_proj", "v_proj", "merger.linear_fc2")),
+        adapter(config, 3, 2, ("down_proj",)),
+    ]
+
+
+def owned(batch: list[int], adapters: list[Adapter]) -> AdapterBatch:
+    return AdapterBatch([Segment(adapters[o], t, t + 1) for t, o in enumerate(batch) if o >= 0])
+
+
+def test_packed_is_what_segments_are(adapters: list[Adapter]) -> None:
+    batch = [0, 1, -1, 1, 2, 0]
+    generator = torch.Generator().manual_seed(5)
+    hidden = torch.randn(6, 64, generator=generator)
+    outputs = [torch.randn(6, size, generator=generator) for size in (64, 32, 32)]
+    packed = PackedAdapterBatch(AdapterPack(adapters), torch.tensor(batch))
+    expected = owned(batch, adapters).add((Q, K, V), hidden, outputs)
+    for _ in range(2):  # packed once, used again
+        for found, right in zip(packed.add((Q, K, V), hidden, outputs), expected, strict=True):
+            torch.testing.assert_close(found, right)
+
+
+def test_what_nobody_adapts_is_left_alone(adapters: list[Adapter]) -> None:
+    packed = PackedAdapterBatch(AdapterPack(adapters[2:]), torch.tensor([0]))
+    output = torch.ones(1, 64)
+    assert packed.add((Q,), torch.ones(1, 64), (output,))[0] is output
+
+
+def test_merged_rows_follow_their_adapters(adapters: list[Adapter]) -> None:
+    owner_P = torch.tensor([1, 1, 1, 1, -1, -1, -1, -1, 0, 0, 0, 0])
+    packed = PackedAdapterBatch(AdapterPack(adapters), owner_P).merged(4)
+    hidden, output = torch.ones(3, 128), torch.zeros(3, 64)
+    (found,) = packed.add((FC2,), hidden, (output,))
+    (right,) = owned([1, -1, -1], adapters).add((FC2,), hidden, (output,))
+    torch.testing.assert_close(found, right)
+    assert found[0].any()
+    assert not found[1:].any()
+
+
+def test_an_adapter_that_overflows_reaches_no_other(adapters: list[Adapter]) -> None:
+    adapters[0].pairs[Q].a_R_I.fill_(3e38)
+    packed = PackedAdapterBatch(AdapterPack(adapters[:2]), torch.tensor([0, 1]))
+    (found,) = packed.add((Q,), torch.ones(2, 64), (torch.zeros(2, 64),))
+    assert not found[0].isfinite().all()
+    assert not found[1].any()
+
+
+def test_half_precision_outputs_are_rounded_once(adapters: list[Adapter]) -> None:
+    batch = [0, 1, 2]
+    hidden, outputs = torch.randn(3, 64).bfloat16(), [torch.randn(3, 64).bfloat16()]
+    (found,) = PackedAdapterBatch(AdapterPack(adapters), torch.tensor(batch)).add((Q,), hidden, outputs)
+    (right,) = owned(batch, adapters).add((Q,), hidden, outputs)
+    assert found.dtype is torch.bfloat16
+    torch.testing.assert_close(found, right)
