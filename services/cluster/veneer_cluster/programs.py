@@ -12,9 +12,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from veneer_cluster import machine
 from veneer_cluster.base import Base
 from veneer_cluster.folder import ClusterError, Folder
 
+SMALL_BASE = 100_000_000  # parameters: below, fp32 is as fast and takes no memory worth saving
+STEP_TOKENS, SMALL_STEP_TOKENS = 512, 64  # of a replica's step: a second or so on two cores at either size
 WORKER_NICE = 10  # under load training gets about a tenth of what serving does; alone it gets everything
 _UNIX_PATH_BYTES = 107  # of sockaddr_un, less its final NUL: unix(7)
 
@@ -96,6 +99,8 @@ FLAGS: dict[str, dict[str, str]] = {
         "dataset": "{dataset}",
         "delegation-public-key-file": "{secrets}/delegation-public.pem",
         "threads": "{cores}",
+        "dtype": "{dtype}",
+        "step-tokens": "{step_tokens}",
         "die-with-parent": "true",
     },
     "veneer_trainer.worker": {
@@ -127,6 +132,8 @@ def programs(plan: Plan) -> list[Program]:
         "dataset": dataset,
         "trainer": trainer,
         "inference": ",".join(replicas),
+        "dtype": serving_dtype(plan.base),
+        "step_tokens": SMALL_STEP_TOKENS if plan.base.parameters > SMALL_BASE else STEP_TOKENS,
     }
     serving_cores = max(1, plan.cores // plan.replicas)
     training_cores = max(1, plan.cores // max(1, plan.workers))
@@ -142,6 +149,11 @@ def programs(plan: Plan) -> list[Program]:
             _own(f"worker-{number}", "veneer_trainer.worker", 2, shared, cores=training_cores, nice=WORKER_NICE)
         )
     return found
+
+
+def serving_dtype(base: Base) -> str:
+    """How replicas hold a base: bf16 halves what a large one takes, where the CPU computes in it."""
+    return "bfloat16" if base.parameters > SMALL_BASE and machine.has_bf16() else "float32"
 
 
 def free_ports(count: int) -> list[int]:

@@ -27,6 +27,7 @@ async def serve(settings: InferenceSettings) -> None:
             settings.threads or os.cpu_count() or 1,
             dtype=settings.dtype,
             kv_tokens=settings.kv_tokens,
+            step_tokens=settings.step_tokens,
             slots=settings.adapter_slots,
             max_rank=settings.max_rank,
             waiting=settings.max_waiting,

@@ -152,7 +152,7 @@ class EngineError(Exception):
 
     Attributes:
         reason: UPPER_SNAKE: `ADAPTER_INVALID`, `ADAPTER_NOT_LOADED`, `QUEUE_FULL`, `TOO_LONG`, `ENGINE_GONE`,
-            `READER_TOO_SLOW`, `SCHEMA_UNSUPPORTED`.
+            `READER_TOO_SLOW`, `REQUEST_INVALID`, `SCHEMA_UNSUPPORTED`.
         problems: one line for each thing that is wrong.
         retry_s: seconds after which to try again; None where it would not help.
     """

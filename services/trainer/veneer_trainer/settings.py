@@ -56,7 +56,7 @@ class TrainerSettings(ServerSettings):
             yield f"heartbeat_s: must be at most half of lease_s ({self.lease_s}), was {self.heartbeat_s}"
         for entry in self.models.split(","):
             name, _, directory = entry.partition("=")
-            if not is_id(name) or not Path(directory).is_dir():
+            if not is_id(name) or not directory or not Path(directory).is_dir():
                 yield f"models: must be NAME=DIRECTORY with a directory that is there, was {entry!r}"
         for entry in self.tenant_weights.split(","):
             if entry and not _weighted(entry):

@@ -98,10 +98,10 @@ def rows() -> dict[str, list[tuple[Any, str, str]]]:
     return {split: found[: ROWS[split]] for split, found in digits().items()}
 
 
-@pytest.fixture
-def folder(tmp_path: Path, rows: dict[str, list[tuple[Any, str, str]]]) -> Path:
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory, rows: dict[str, list[tuple[Any, str, str]]]) -> Path:
     """A folder to push."""
-    root = tmp_path / "digits"
+    root = tmp_path_factory.mktemp("rows") / "digits"
     (root / "images").mkdir(parents=True)
     for split, some in rows.items():
         lines = []

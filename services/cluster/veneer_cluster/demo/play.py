@@ -84,7 +84,7 @@ def play(client: Client, cluster: Folder, scene: Scene, folder: Path, published:
 
     ordered_s = time.monotonic()
     recipe = dict(scene.recipe)
-    spec = TrainingSpec(gradient_accumulation=recipe.pop("gradient_accumulation"))  # type: ignore[arg-type]
+    spec = TrainingSpec(**{name: recipe.pop(name) for name in ("dtype", "gradient_accumulation")})  # type: ignore[arg-type]
     job = client.jobs.train(scene.name, scene.name, spec=spec, **recipe)  # type: ignore[arg-type]
     job = succeeded(watch_job(client, job.name, json=False))
     training_s = time.monotonic() - ordered_s

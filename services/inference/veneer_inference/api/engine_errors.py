@@ -36,6 +36,8 @@ def told(error: EngineError) -> VeneerError:
     match error.reason:
         case "TOO_LONG":
             return invalid(Violation("prompt", "TOO_LONG", text))
+        case "REQUEST_INVALID":
+            return invalid(Violation("prompt", "REQUEST_INVALID", text))
         case "SCHEMA_UNSUPPORTED":
             return invalid(Violation("sampling.json_schema", "SCHEMA_UNSUPPORTED", text))
         case "ADAPTER_INVALID":

@@ -143,4 +143,4 @@ def _dtype(dtype: model_pb2.Dtype.ValueType) -> torch.dtype:
 
 def _multiplies_bfloat16() -> bool:
     """Says whether the CPU has products of bfloat16 matrices of its own."""
-    return bool(torch.cpu._is_amx_tile_supported())
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -1,0 +1,60 @@
+"""Frames between parent and child, and folders on their way."""
+
+import asyncio
+import hashlib
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from veneer_trainer.worker import folders
+from veneer_trainer.worker.messages import Delegation, Failed, Stop, Trained, frame, read_from_child, read_from_parent
+
+
+def test_messages_to_the_child() -> None:
+    ours, theirs = socket.socketpair()
+    long = Delegation("d" * 300_000)  # more than the socket takes at once
+    sender = threading.Thread(target=ours.sendall, args=(frame(Stop()) + frame(long),))
+    sender.start()
+    assert read_from_parent(theirs) == Stop()
+    assert read_from_parent(theirs) == long
+    sender.join()
+    ours.sendall(frame(Stop())[:6])
+    ours.close()
+    assert read_from_parent(theirs) is None  # cut off within a message
+    theirs.close()
+
+
+async def test_messages_from_the_child() -> None:
+    ours, theirs = socket.socketpair()
+    reader, writer = await asyncio.open_unix_connection(sock=ours)
+    sent = [Failed("ROW_UNUSABLE", "行 3", transient=False), Trained("/tmp/a", "ab" * 32, b"\x00\xff")]  # noqa: S108
+    theirs.sendall(b"".join(map(frame, sent)))
+    assert [await read_from_child(reader), await read_from_child(reader)] == sent
+    theirs.sendall(frame(sent[0])[:-1])
+    theirs.close()
+    assert await read_from_child(reader) is None
+    writer.close()
+    await writer.wait_closed()
+
+
+def test_a_folder_arrives_as_it_was(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    (source / "deep").mkdir(parents=True)
+    target.mkdir()
+    (source / "large").write_bytes(bytes(range(256)) * 10_000)
+    (source / "deep" / "empty").write_bytes(b"")
+    files = folders.described(source)
+    assert [(file.path, file.size_bytes) for file in files] == [("deep/empty", 0), ("large", 2_560_000)]
+    assert files[0].digest == hashlib.sha256(b"").hexdigest()
+    for piece in folders.pieces(source, files):
+        assert len(piece.data) <= 1 << 20
+        folders.append(target, piece.path, piece.data)
+    folders.check(target, files)
+    with (target / "large").open("r+b") as file:
+        file.write(b"x")
+    with pytest.raises(ValueError, match="large is not what was announced"):
+        folders.check(target, files)
+    with pytest.raises(ValueError, match="leads out"):
+        folders.append(target, "../escaped", b"")
