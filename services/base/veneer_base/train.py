@@ -21,7 +21,7 @@ from veneer_rpc.parent import die_with_parent
 
 def train(folder: Path, *, seed: int = 0, processes: int = 2) -> None:
     """Trains in `folder`, from its checkpoint where it has one, in so many processes of one thread each."""
-    os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    os.environ |= {"OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as meeting:
         spawn(_train_share, (folder, seed, processes, Path(meeting) / "store"), nprocs=processes)  # type: ignore[no-untyped-call]
 

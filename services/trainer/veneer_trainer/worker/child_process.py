@@ -30,8 +30,7 @@ class ChildProcess:
         """
         ours, theirs = socket.socketpair()
         with theirs:
-            # A thread that waits for work sleeps: training and serving share the cores.
-            environment = os.environ | {"OMP_NUM_THREADS": str(task.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+            environment = os.environ | {"OMP_NUM_THREADS": str(task.threads)}
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "veneer_trainer.worker.child", str(theirs.fileno()), log_level),
                 stdin=DEVNULL,
