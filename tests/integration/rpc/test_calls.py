@@ -384,7 +384,7 @@ async def test_the_callers_sooner_deadline_holds(serve: Any, lines: Any, caplog:
     cancelled = asyncio.Event()
 
     async def slow(request: StringValue, context: Any) -> StringValue:
-        assert 0 < serving_call().time_remaining_s() <= 0.2
+        assert 0 < serving_call().time_remaining_s() <= 0.25  # gRPC rounds a timeout up on the wire
         try:
             await asyncio.sleep(3600)
         finally:
