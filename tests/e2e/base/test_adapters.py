@@ -35,7 +35,7 @@ TARGETS = (
     "linear_fc1", "linear_fc2",
 )  # fmt: skip
 RANK, RATE, WARM_UP = 16, 2e-3, 20
-EPOCHS = {"digits": 4, "sentence": 8, "json": 8}
+EPOCHS = {"digits": 4, "sentence": 7, "json": 7}
 BATCH = {"digits": 32, "sentence": 16, "json": 16}
 _ANSWERED_AT_ONCE = 45
 
