@@ -28,7 +28,7 @@ types: setup ## Check types, strictly
 	$(BIN)/mypy
 
 test: setup ## Run every test that takes seconds
-	$(BIN)/pytest -m 'not e2e_long'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not e2e_long' --numprocesses 2 --dist loadfile
 
 test-long: setup ## Run the tests that train or start many processes, minutes each
 	$(BIN)/pytest -m e2e_long
