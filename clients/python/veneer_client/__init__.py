@@ -14,8 +14,10 @@
 (`veneer.trainer.v1.TrainingJob` and so on): copies of them would be a second contract to keep in step.
 """
 
+from veneer_client._adapter_diff import AdapterDiff, Change
 from veneer_client._address import Cluster
 from veneer_client._client import AsyncClient, Client
+from veneer_client._comparison import Comparison, Difference
 from veneer_client._conversation import Image, ImageError, Question, message
 from veneer_client._datasets import Push, PushProgress
 from veneer_client._diff import DatasetDiff, DiffRow
@@ -30,6 +32,7 @@ from veneer_client._errors import (
     FolderError,
     Internal,
     InvalidArgument,
+    NotComparable,
     NotFound,
     OutOfRange,
     PermissionDenied,
@@ -47,22 +50,27 @@ from veneer_client._work import state_name, succeeded
 
 __all__ = [
     "Aborted",
+    "AdapterDiff",
     "AlreadyExists",
     "AsyncClient",
     "Cancelled",
+    "Change",
     "Client",
     "Cluster",
     "ClusterNotFound",
+    "Comparison",
     "DataLoss",
     "DatasetDiff",
     "DeadlineExceeded",
     "DiffRow",
+    "Difference",
     "FailedPrecondition",
     "FolderError",
     "Image",
     "ImageError",
     "Internal",
     "InvalidArgument",
+    "NotComparable",
     "NotFound",
     "OutOfRange",
     "PermissionDenied",

@@ -1,16 +1,20 @@
 """The clients: one object for a whole cluster, async or sync."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from veneer_client import _address
+from veneer.trainer.v1.training_job_pb2 import TrainingJob, TrainingSpec
+from veneer_client import _adapter_diff, _address
+from veneer_client._adapter_diff import AdapterDiff
 from veneer_client._adapters import AsyncAdapters
 from veneer_client._address import Cluster
 from veneer_client._answers import Answers
 from veneer_client._calls import Connection
 from veneer_client._datasets import AsyncDatasets
+from veneer_client._errors import FailedPrecondition, NotFound
 from veneer_client._evaluations import AsyncEvaluations
 from veneer_client._jobs import AsyncJobs
 from veneer_client._loop import Blocking, Face, Iterating, LoopThread
@@ -59,10 +63,41 @@ class AsyncClient(Answers):
         self.datasets = AsyncDatasets(self._dataset)
         self.models = AsyncModels(self._trainer)
         self.jobs = AsyncJobs(self._trainer, self.datasets, self.models)
-        self.adapters = AsyncAdapters(self._trainer)
+        self.adapters = AsyncAdapters(self._trainer, self.models)
         self.evaluations = AsyncEvaluations(self._trainer, self.datasets, self.models)
         replicas = Replicas([connect(address) for address in self.cluster.inference])
         super().__init__(replicas, self.datasets, self.models, self.cluster.token)
+
+    async def adapter_diff(self, before: str, after: str) -> AdapterDiff:
+        """Says what changed between two adapter versions, such as `digits@3` and `digits@4`."""
+        old, new = await self.adapters.get_version(before), await self.adapters.get_version(after)
+        olds = [each async for each in self.evaluations.list(subject=old.name)]
+        news = [each async for each in self.evaluations.list(subject=new.name)]
+        data, sets = None, [each.lineage.spec.dataset_version for each in (old, new)]
+        if all(sets) and sets[0] != sets[1]:
+            with suppress(NotFound):  # the data may be gone; the versions stay
+                data = await self.datasets.diff(*sets)
+        parameters = _adapter_diff.parameters(old, new)
+        return AdapterDiff(old, new, data, parameters, _adapter_diff.metrics(old, new, olds, news))
+
+    async def reproduce(self, name: str, *, into: str = "", request_id: str = "") -> TrainingJob:
+        """Queues the job of an adapter version again; its new version has the same digest where all is as it was.
+
+        Args:
+            name: the version, such as `digits@3`.
+            into: the adapter that gets the new version. Default: its own.
+            request_id: a UUID of yours. Default: made here.
+
+        Raises:
+            FailedPrecondition: NOT_TRAINED: it was imported.
+        """
+        found = await self.adapters.get_version(name)
+        if not found.lineage.HasField("spec"):
+            raise FailedPrecondition("NOT_TRAINED", f"{found.name} was imported: no job made it", resource=found.name)
+        spec = TrainingSpec()
+        spec.CopyFrom(found.lineage.spec)
+        del spec.evaluations[:]  # they take no part in what comes out
+        return await self.jobs.train(spec.dataset_version, into or spec.adapter, spec=spec, request_id=request_id)
 
     async def close(self) -> None:
         """Ends all connections."""
@@ -131,6 +166,10 @@ class Adapters(Face[AsyncAdapters]):
     versions = Iterating(AsyncAdapters.versions)
     promote = Blocking(AsyncAdapters.promote)
     rollback = Blocking(AsyncAdapters.rollback)
+    canary = Blocking(AsyncAdapters.canary)
+    end_canary = Blocking(AsyncAdapters.end_canary)
+    delete_alias = Blocking(AsyncAdapters.delete_alias)
+    import_folder = Blocking(AsyncAdapters.import_folder)
     log = Iterating(AsyncAdapters.log)
     download = Blocking(AsyncAdapters.download)
     delete = Blocking(AsyncAdapters.delete)
@@ -146,6 +185,9 @@ class Evaluations(Face[AsyncEvaluations]):
     watch = Iterating(AsyncEvaluations.watch)
     wait = Blocking(AsyncEvaluations.wait)
     samples = Iterating(AsyncEvaluations.samples)
+    compare = Blocking(AsyncEvaluations.compare)
+    judge = Blocking(AsyncEvaluations.judge)
+    judgements = Iterating(AsyncEvaluations.judgements)
     cancel = Blocking(AsyncEvaluations.cancel)
     delete = Blocking(AsyncEvaluations.delete)
 
@@ -186,6 +228,8 @@ class Client(Face[AsyncClient]):
     stream = Iterating(AsyncClient.stream)
     score = Blocking(AsyncClient.score)
     count_tokens = Blocking(AsyncClient.count_tokens)
+    adapter_diff = Blocking(AsyncClient.adapter_diff)
+    reproduce = Blocking(AsyncClient.reproduce)
     resident_models = Blocking(AsyncClient.resident_models)
     loaded_adapters = Iterating(AsyncClient.loaded_adapters)
 

@@ -2,7 +2,8 @@
 
 VeneerError
 ├── ClusterNotFound         no address or token was given, and no cluster runs here
-├── FolderError             the folder to push cannot be understood
+├── FolderError             the folder to send cannot be understood
+├── NotComparable           two evaluations share no rows or no metric
 ├── WorkFailed              a job or an evaluation ended without success; `.resource` is the whole of it
 └── StatusError             a service refused, or could not be reached
     ├── Aborted             a conflict: read again, then try the whole operation again
@@ -49,7 +50,11 @@ class ClusterNotFound(VeneerError):
 
 
 class FolderError(VeneerError):
-    """A folder that cannot be pushed; the text names the place."""
+    """A folder that cannot be sent; the text names the place."""
+
+
+class NotComparable(VeneerError):
+    """Two evaluations that have no rows or no metric in common."""
 
 
 class WorkFailed(VeneerError):

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Annotated, Any
 
 import typer
+import typer.core
 from rich.markup import escape
 
 from veneer_client._errors import Internal, StatusError, Unauthenticated, Unavailable, VeneerError
@@ -28,6 +29,7 @@ GROUPS = {
     "adapters": "Adapters: versions of what was learned, and which of them answers.",
     "base": "Base models: where they are, whether they work, and the demonstration base.",
     "dataset": "Datasets: pictures and text to learn from.",
+    "eval": "Evaluations: a split of a dataset, asked of an adapter version or of the base.",
     "jobs": "Training jobs: what was ordered, and how far it is.",
     "models": "Base models of the cluster.",
     "tokens": "Tokens: who may call the cluster.",
@@ -38,6 +40,17 @@ ADVICE: dict[type[StatusError], str] = {
     Unavailable: "VENEER_DATASET, VENEER_TRAINER and VENEER_INFERENCE name the addresses of a cluster",
     Internal: "this is a defect of the service: its log has the cause",
 }
+
+
+_ITSELF = "run"
+
+
+class _GroupThatActs(typer.core.TyperGroup):
+    """A group that is a command too: what names none of those below it is meant for itself."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401  # typer's own, private type
+        """See TyperGroup."""
+        return super().parse_args(ctx, args if args and args[0] in self.commands else [_ITSELF, *args])
 
 
 def main() -> None:
@@ -64,13 +77,18 @@ def build_app(commands: Iterable[EntryPoint]) -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback()(options)
+    entries = sorted(commands, key=lambda entry: entry.name)
+    names = {entry.name.rpartition(".")[0] for entry in entries}
     groups: dict[str, typer.Typer] = {}
-    for entry in sorted(commands, key=lambda entry: entry.name):
+    for entry in entries:
         group, _, name = entry.name.rpartition(".")
+        if name in names:  # a command that has others below it, such as `eval` and `eval compare`
+            group, name = name, _ITSELF
         parent = app
         if group:
             if group not in groups:
-                groups[group] = typer.Typer(help=GROUPS[group], no_args_is_help=True)
+                kind = _GroupThatActs if name == _ITSELF else typer.core.TyperGroup
+                groups[group] = typer.Typer(cls=kind, help=GROUPS[group], no_args_is_help=kind is not _GroupThatActs)
                 app.add_typer(groups[group], name=group)
             parent = groups[group]
         function, settings = load(entry)

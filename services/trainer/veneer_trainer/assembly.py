@@ -24,7 +24,7 @@ from veneer.trainer.v1 import (
 from veneer_rpc.channel import open_channel
 from veneer_rpc.names import AdapterVersionName
 from veneer_rpc.paging import Paginator
-from veneer_trainer.adapters import evaluation_store, registry_store, requests, work_store
+from veneer_trainer.adapters import evaluation_store, registry_store, requests, serving_store, work_store
 from veneer_trainer.adapters.adapter_files import AdapterFiles
 from veneer_trainer.adapters.checkpoint_files import CheckpointFiles
 from veneer_trainer.adapters.database import Database
@@ -46,6 +46,7 @@ from veneer_trainer.api.training_servicer import TrainingServicer
 from veneer_trainer.api.worker_servicer import LeaseTimes, WorkerServicer
 from veneer_trainer.domain.admission import Admission
 from veneer_trainer.domain.attempts import Attempts
+from veneer_trainer.domain.canaries import Canaries
 from veneer_trainer.domain.dispatch import Dispatch
 from veneer_trainer.domain.evaluating import Evaluations
 from veneer_trainer.domain.leases import ChangeWatch
@@ -70,7 +71,7 @@ ROLES = {
     f"{_PACKAGE}.AdapterService/WatchAdapters": {"user", "replica"},
     f"{_PACKAGE}.AdapterService/ReportServing": {"replica"},
 }
-_SCHEMAS = [work_store.SCHEMA, requests.SCHEMA, registry_store.SCHEMA, evaluation_store.SCHEMA]
+_SCHEMAS = [each.SCHEMA for each in (work_store, requests, registry_store, evaluation_store, serving_store)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +121,10 @@ def assemble(settings: TrainerSettings, loop: asyncio.AbstractEventLoop) -> Part
         store, queue, retries, ChangeWatch(settings.lease_s / 2), history,
         settings.lease_s, settings.stall_s, settings.max_leased, lambda: changes.notify(WAITING_WORK),
     )  # fmt: skip
+    samples = evaluation_store.SqlEvaluations(database)
+    canaries = Canaries(registry, serving_store.SqlServing(database), samples)
     evaluations = Evaluations(
-        store, evaluation_store.SqlEvaluations(database), registry, catalog, datasets, asked, dispatch,
-        settings.max_queued,
+        store, samples, registry, catalog, datasets, asked, dispatch, settings.max_queued, canaries.judged,
     )  # fmt: skip
     attempts = Attempts(store, dispatch, retries, checkpoints, publishing, evaluations, history)
     jobs = TrainingJobs(
@@ -159,7 +161,7 @@ def assemble(settings: TrainerSettings, loop: asyncio.AbstractEventLoop) -> Part
         ),
         (
             adapter_service_pb2_grpc.add_AdapterServiceServicer_to_server,
-            AdapterServicer(adapters, registry, imports, replicas, evaluated, paginator, changes),
+            AdapterServicer(adapters, registry, imports, replicas, canaries, evaluated, paginator, changes),
         ),
         (
             model_service_pb2_grpc.add_ModelServiceServicer_to_server,

@@ -20,6 +20,7 @@ from veneer_trainer.domain.adapters import (
 )
 from veneer_trainer.domain.files import StoredFile
 from veneer_trainer.domain.jobs import Contract
+from veneer_trainer.domain.serving import ServingFigures
 from veneer_trainer.ports import BaseModel
 
 
@@ -90,6 +91,16 @@ class RegistryStore(Protocol):
 
     def version_uids(self) -> set[str]:
         """Returns the uid of every version."""
+
+
+class ServingStore(Protocol):
+    """What was counted of an adapter's versions since one of its moves; durable, inside `together` with the rest."""
+
+    def count(self, adapter: Adapter, since: int, version: int, figures: ServingFigures) -> None:
+        """Adds figures of a version; those that were counted since another move go."""
+
+    def figures(self, adapter: Adapter, since: int) -> dict[int, ServingFigures]:
+        """Returns the figures since a move, by version number."""
 
 
 class AdapterFolders(Protocol):

@@ -14,6 +14,7 @@ import pytest
 from veneer.inference.v1 import inference_pb2, inference_service_pb2, inference_service_pb2_grpc
 from veneer.trainer.v1 import evaluation_pb2, training_job_pb2, worker_service_pb2, worker_service_pb2_grpc
 from veneer_rpc.delegation import DelegationSigner, DelegationVerifier
+from veneer_trainer.domain.evaluations import METRICS
 
 from .conftest import Cluster, Process, push, until
 
@@ -54,6 +55,11 @@ class Trainer(worker_service_pb2_grpc.WorkerServiceServicer):
         self.sizes.append(len(request.samples))
         self.metrics[request.attempt.work] = {metric.metric: metric for metric in request.metrics}
         return worker_service_pb2.PutSamplesResponse(stored_samples=len(kept))
+
+    def GetSamples(self, request: Message, context: grpc.ServicerContext) -> Answer:
+        kept = self.samples.get(request.attempt.work, {})
+        found = [sample for index, sample in sorted(kept.items()) if index >= request.start_index]
+        return worker_service_pb2.GetSamplesResponse(samples=found[:20])
 
     def FinishAttempt(self, request: Message, context: grpc.ServicerContext) -> Answer:
         self.finished[request.attempt.work] = request
@@ -105,7 +111,7 @@ class Stage:
         self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
         self.server.start()
 
-    def lease(self, name: str, stored: int = 0, figures: Message = (), **spec: Message) -> str:
+    def lease(self, name: str, stored: int = 0, **spec: Message) -> str:
         work = f"evaluations/{name}"
         chosen = {"subject": SUBJECT, "dataset_version": self.version, "split": "test"} | spec
         lease = worker_service_pb2.Lease(
@@ -115,7 +121,6 @@ class Stage:
                 spec=evaluation_pb2.EvaluationSpec(**chosen),
                 answered_by_digest=DIGEST,
                 answered_samples=stored,
-                metrics=figures,
             ),
             delegation=self.signer.sign("w", "acme", ["dataset", "inference"], ["user"]),
             tenant="acme",
@@ -181,12 +186,15 @@ def test_a_resumed_evaluation_asks_the_rest_and_keeps_the_figures(stage: Stage) 
     first = stage.lease("broken", max_samples=20)
     stage.finished(first)
     asked = len(stage.replica.requests)
-    rest = stage.lease("resumed", stored=20, figures=list(stage.trainer.metrics[first].values()))
+    stage.trainer.samples["evaluations/resumed"] = dict(stage.trainer.samples[first])
+    rest = stage.lease("resumed", stored=20)
     assert stage.finished(rest).WhichOneof("outcome") == "succeeded"
-    assert list(stage.trainer.samples[rest]) == [20, 21, 22, 23, 24]
+    assert list(stage.trainer.samples[rest]) == list(range(ROWS))
     assert len(stage.replica.requests) - asked == 5
-    metrics = stage.trainer.metrics[rest]
-    assert (metrics["field_match"].count, metrics["field_match"].value) == (50, (24 + 13) / 50)
+    whole = stage.lease("whole")
+    assert stage.finished(whole).WhichOneof("outcome") == "succeeded"
+    assert stage.trainer.metrics[rest] == stage.trainer.metrics[whole]  # intervals included
+    assert stage.trainer.metrics[rest]["field_match"].count == 50
 
 
 def test_an_answer_of_another_version_ends_it(stage: Stage) -> None:
@@ -209,8 +217,18 @@ def test_a_cancel_is_obeyed_while_replicas_think(stage: Stage) -> None:
     stage.replica.hold.set()
 
 
+def test_every_metric_is_computed_when_it_is_asked_for(stage: Stage) -> None:
+    work = stage.lease("metrics", metrics=METRICS)
+    assert stage.finished(work).WhichOneof("outcome") == "succeeded"
+    metrics = stage.trainer.metrics[work]
+    assert set(METRICS) < set(metrics)
+    assert [metric.metric for metric in stage.trainer.samples[work][0].metrics] == list(METRICS)
+    assert metrics["field_f1"].value == pytest.approx((24 + 13) / (50 + 48) * 2)  # no fields came of the seventh
+    assert all(metrics[name].low < metrics[name].value < metrics[name].high for name in ("cer", "anls", "rouge_l"))
+
+
 def test_a_metric_that_nobody_knows_and_a_split_that_is_not_there_are_refused(stage: Stage) -> None:
     failed = stage.finished(stage.lease("split", split="gone")).failed
     assert (failed.reason, failed.transient) == ("SPLIT_NOT_FOUND", False)
-    failed = stage.finished(stage.lease("rouge", metrics=["rouge_l"])).failed
+    failed = stage.finished(stage.lease("bleu", metrics=["bleu"])).failed
     assert failed.reason == "METRIC_UNSUPPORTED"

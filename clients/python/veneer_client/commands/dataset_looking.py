@@ -21,8 +21,8 @@ from veneer_client._diff import DatasetDiff, DiffRow
 from veneer_client.commands import screen
 from veneer_client.commands.dataset_page import page
 from veneer_client.commands.options import Directory, Json, connect
+from veneer_client.commands.pictures import THUMBNAIL_PIXELS
 
-_THUMBNAIL_PIXELS = 160 * 160
 _MAX_FINDINGS = 500
 _TEXT_CHARS = 60
 _BAR_CHARS = 40
@@ -188,7 +188,7 @@ async def _read(
                 limit=count,
                 picture_form=form,
                 model=model,
-                max_pixels=_THUMBNAIL_PIXELS if model else 0,
+                max_pixels=THUMBNAIL_PIXELS if model else 0,
             )
         ]
         findings: list[Finding] = []

@@ -1,15 +1,13 @@
 """One self-contained page about some rows of a dataset: nothing is fetched when it is opened, no script runs."""
 
-import base64
-import struct
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
-from veneer.dataset.v1.conversation_pb2 import Message, Picture, Role
+from veneer.dataset.v1.conversation_pb2 import Message, Role
 from veneer.dataset.v1.dataset_pb2 import DatasetVersion, Finding, Severity
 from veneer.dataset.v1.dataset_service_pb2 import Example
+from veneer_client.commands.pictures import image
 
 _CLASSES_SHOWN = 20
 _LENGTHS = (1, 5, 10, 20, 50, 100, 200, 500, 1000, 5000)  # least characters of an answer, by bucket
@@ -106,8 +104,7 @@ def _row(row: Example) -> str:
     for message in row.messages:
         role = Role.Name(message.role)
         pieces = "".join(
-            _image(part.picture) if part.HasField("picture") else f"<p>{escape(part.text)}</p>"
-            for part in message.parts
+            image(part.picture) if part.HasField("picture") else f"<p>{escape(part.text)}</p>" for part in message.parts
         )
         weight = " unsupervised" if message.unsupervised else ""
         said.append(
@@ -116,31 +113,5 @@ def _row(row: Example) -> str:
     return f'<div class="row" title="row {row.index}, {row.row_digest[:12]}">{"".join(said)}</div>'
 
 
-def _image(picture: Picture) -> str:
-    if picture.HasField("resized"):
-        data = png(picture.resized.width, picture.resized.height, picture.resized.rgb)
-    else:
-        data = picture.data
-    kind = _kind(data)
-    return f'<img alt="" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
-
-
-def _kind(data: bytes) -> str:
-    if data.startswith(b"\xff\xd8"):
-        return "jpeg"
-    return "webp" if data.startswith(b"RIFF") else "png"
-
-
 def _text(message: Message) -> str:
     return "".join(part.text for part in message.parts)
-
-
-def png(width: int, height: int, rgb: bytes) -> bytes:
-    """RGB bytes, rows from the top, as a PNG file (ISO/IEC 15948): the client needs no picture library for that."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    lines = b"".join(b"\0" + rgb[3 * width * y : 3 * width * (y + 1)] for y in range(height))
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from veneer.trainer.v1 import adapter_pb2, adapter_service_pb2, model_pb2
+from veneer_rpc.errors import Violations
+from veneer_rpc.names import AdapterVersionName
 from veneer_trainer.api.job_convert import contract_to_proto, progress_to_proto, resolved_to_proto, timestamp
 from veneer_trainer.api.spec_convert import lora_to_proto, spec_to_proto
 from veneer_trainer.domain.adapters import (
@@ -19,6 +22,7 @@ from veneer_trainer.domain.adapters import (
     TrafficSplit,
 )
 from veneer_trainer.domain.files import StoredFile
+from veneer_trainer.domain.serving import ServingFigures
 
 _BOUNDS = ("max_error_rate", "max_latency_ratio", "min_judgement")
 
@@ -89,6 +93,22 @@ def move_to_proto(move: AliasMove) -> adapter_pb2.AliasMove:
         reason=move.reason,
         move_time=timestamp(move.moved_s),
     )
+
+
+def served_from_proto(
+    served: Iterable[adapter_service_pb2.ServedAdapter], found: Violations
+) -> list[tuple[str, AdapterVersionName, ServingFigures]]:
+    """Reads what a replica counted, as (tenant, version, figures), and notes what cannot be."""
+    read = []
+    for index, each in enumerate(served):
+        place = f"served_adapters[{index}]"
+        name = found.attempt(AdapterVersionName.parse, each.adapter_version, f"{place}.adapter_version")
+        counts = (each.answered, each.failed, each.latency_p95_ms)
+        if not all(math.isfinite(count) and count >= 0 for count in counts):
+            found.add(place, "OUT_OF_RANGE", f"figures must be 0 or more, were {counts}")
+        elif name is not None:
+            read.append((each.tenant, name, ServingFigures(*counts)))
+    return read
 
 
 def changes_to_proto(changes: RegistryChanges, snapshot: bool) -> adapter_service_pb2.WatchAdaptersResponse:

@@ -18,6 +18,7 @@ from veneer_trainer.api.adapter_convert import (
     adapter_to_proto,
     changes_to_proto,
     move_to_proto,
+    served_from_proto,
     settings_from_proto,
     version_to_proto,
 )
@@ -27,6 +28,7 @@ from veneer_trainer.api.downloads import pieces
 from veneer_trainer.api.job_convert import number_of
 from veneer_trainer.api.requests import has_role, request_of
 from veneer_trainer.domain.adapters import Adapter, AdapterVersion, AliasMove
+from veneer_trainer.domain.canaries import Canaries
 from veneer_trainer.domain.registry import Adapters, Promotion
 from veneer_trainer.domain.replicas import Replica, Replicas
 from veneer_trainer.registry_ports import RegistryStore
@@ -48,6 +50,7 @@ class AdapterServicer(adapter_service_pb2_grpc.AdapterServiceServicer):
         store: what watchers follow.
         imports: takes folders that were made elsewhere.
         replicas: takes reports.
+        canaries: watches over what they report.
         evaluated: evaluations of a version.
         paginator: makes pages.
         changes: wakes watchers.
@@ -59,6 +62,7 @@ class AdapterServicer(adapter_service_pb2_grpc.AdapterServiceServicer):
         store: RegistryStore,
         imports: AdapterImport,
         replicas: Replicas,
+        canaries: Canaries,
         evaluated: Evaluated,
         paginator: Paginator,
         changes: Changes,
@@ -67,6 +71,7 @@ class AdapterServicer(adapter_service_pb2_grpc.AdapterServiceServicer):
         self._store = store
         self._imports = imports
         self._replicas = replicas
+        self._canaries = canaries
         self._evaluated = evaluated
         self._paginator = paginator
         self._changes = changes
@@ -257,7 +262,10 @@ class AdapterServicer(adapter_service_pb2_grpc.AdapterServiceServicer):
                 tuple((each.tenant, each.adapter_version, each.digest) for each in request.served_adapters),
             )  # fmt: skip
             replica.check(found)
+            reports = served_from_proto(request.served_adapters, found)
         self._replicas.report(replica)
+        for tenant, version, figures in reports:
+            await asyncio.to_thread(self._canaries.report, tenant, version, figures)
         return _pb.ReportServingResponse(revision=await asyncio.to_thread(self._store.revision))
 
     async def ExportAdapterVersion(  # noqa: D102  # the contract says it

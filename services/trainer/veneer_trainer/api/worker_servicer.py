@@ -20,7 +20,7 @@ from veneer_rpc.errors import NotFound, Unimplemented, Violation, invalid
 from veneer_trainer.adapters.received_files import ReceivedFiles
 from veneer_trainer.api.adapter_convert import version_to_proto
 from veneer_trainer.api.changes import WAITING_WORK, Changes, changed
-from veneer_trainer.api.evaluation_convert import metrics_from_proto, sample_from_proto
+from veneer_trainer.api.evaluation_convert import metrics_from_proto, sample_from_proto, sample_to_proto
 from veneer_trainer.api.job_convert import (
     checkpoint_to_proto,
     duration,
@@ -213,6 +213,13 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         act = self._evaluations.put_samples
         stored = await asyncio.to_thread(act, key.work, key.token, samples, metrics, request.total_samples)
         return _pb.PutSamplesResponse(stored_samples=stored)
+
+    async def GetSamples(  # noqa: D102  # the contract says it
+        self, request: _pb.GetSamplesRequest, context: _Context
+    ) -> _pb.GetSamplesResponse:
+        key = _key(request.attempt)
+        found = await asyncio.to_thread(self._evaluations.stored_samples, key.work, key.token, request.start_index)
+        return _pb.GetSamplesResponse(samples=map(sample_to_proto, found))
 
     async def PublishExport(  # noqa: D102  # the contract says it
         self, requests: AsyncIterator[_pb.PublishExportRequest], context: _Context

@@ -17,11 +17,11 @@ PRODUCTION = "production"
 
 ALIAS = re.compile(r"[a-z][a-z0-9-]{0,31}")
 MAX_ALIASES = 64
+MAX_REASON = 512
 _MAX_LABELS = 64
 _MAX_DISPLAY_NAME = 200
 _LABEL_KEY = re.compile(r"[a-z0-9_-]{1,63}")
 _MAX_LABEL_VALUE = 63
-_MAX_REASON = 512
 _MAX_MIN_ANSWERS = 1_000_000
 
 
@@ -202,6 +202,11 @@ class Settings:
     preload: bool = False
 
 
+def settings_of(adapter: Adapter) -> Settings:
+    """Returns what its owner has set."""
+    return Settings(adapter.display_name, adapter.labels, adapter.traffic_split, adapter.preload)
+
+
 def check_settings(settings: Settings, aliases: Collection[str], found: Violations) -> None:
     """Notes what is wrong with an owner's settings."""
     if len(settings.display_name) > _MAX_DISPLAY_NAME:
@@ -249,8 +254,8 @@ def checked_alias(alias: str, field: str = "alias") -> str:
 
 def checked_reason(reason: str) -> str:
     """Returns the words of who moves an alias; raises InvalidArgument when they are too many."""
-    if len(reason) > _MAX_REASON:
-        raise invalid(Violation("reason", "TOO_LONG", f"at most {_MAX_REASON} characters, were {len(reason)}"))
+    if len(reason) > MAX_REASON:
+        raise invalid(Violation("reason", "TOO_LONG", f"at most {MAX_REASON} characters, were {len(reason)}"))
     return reason
 
 

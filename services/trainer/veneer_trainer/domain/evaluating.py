@@ -39,6 +39,7 @@ from veneer_trainer.registry_ports import RegistryStore
 
 _SHARES = 1_000_000  # as in attempts: steps that a share of work done is counted in
 _UNBOUNDED = 1 << 62
+_SAMPLES_BACK = 20  # at once: an answer may be long
 _COMPARED = 100  # newest evaluations that a gate looks at
 
 
@@ -47,6 +48,7 @@ class Evaluations:
 
     Args:
         max_queued: evaluations of one tenant that may wait at once; planned ones are taken in any case.
+        judged: is told (tenant, subject) of each verdict.
         (the rest): the ports and parts that it stands on.
     """
 
@@ -60,6 +62,7 @@ class Evaluations:
         requests: Requests,
         dispatch: Dispatch,
         max_queued: int,
+        judged: Callable[[str, str], None] = lambda tenant, subject: None,
     ) -> None:
         self._store = store
         self._samples = samples
@@ -69,6 +72,7 @@ class Evaluations:
         self._requests = requests
         self._dispatch = dispatch
         self._max_queued = max_queued
+        self._judged = judged
         self._control = Control(store)
 
     def create(self, request: Request, spec: EvaluationSpec) -> Evaluation:
@@ -149,6 +153,10 @@ class Evaluations:
             self._store.change(held, step=round(figures.answered / total * _SHARES))
             return figures.answered
 
+    def stored_samples(self, work: str, token: int, start: int) -> list[Sample]:
+        """Returns a worker's own samples by index, the first at `start`; raises Aborted STALE_TOKEN."""
+        return self._samples.samples(self._store.fenced(work, token).uid, start - 1, _SAMPLES_BACK, False)
+
     def check_complete(self, work: Work) -> None:
         """Lets an evaluation succeed whose samples are all there; raises FailedPrecondition INCOMPLETE."""
         figures = self._samples.figures(work.uid)
@@ -207,10 +215,18 @@ class Evaluations:
             if not [each for each in self.samples(request.tenant, name, index - 1, 1, False) if each.index == index]:
                 raise NotFound("SAMPLE_UNKNOWN", f"{name} has no sample {index}", resource=str(name))
         judgement = replace(judgement, judge=request.actor)
-        if request.key is None:
-            return self._samples.judge(request.tenant, judgement)
-        act: Callable[[], bytes] = lambda: self._samples.judge(request.tenant, judgement).uid.encode()  # noqa: E731
-        return self._samples.judgement(self._requests.once(request.key, request.body_sha256, act).decode())
+
+        def act() -> Judgement:
+            made = self._samples.judge(request.tenant, judgement)
+            for subject in filter(None, (judgement.subject, judgement.other_subject)):
+                self._judged(request.tenant, subject)
+            return made
+
+        with self._store.together():
+            if request.key is None:
+                return act()
+            uid = self._requests.once(request.key, request.body_sha256, lambda: act().uid.encode()).decode()
+            return self._samples.judgement(uid)
 
     def judgements(self, tenant: str, before: tuple[float, str] | None, limit: int, subject: str) -> list[Judgement]:
         """Returns verdicts, newest first, older than a (created_s, uid)."""

@@ -15,6 +15,8 @@ from veneer_trainer.domain.spec import Priority
 from veneer_trainer.domain.work import Failure, Work
 
 METRICS = ("exact_match", "field_match", "field_f1", "cer", "anls", "rouge_l")
+"""What a worker computes, and so what may be asked for."""
+
 MAX_SAMPLES_AT_ONCE = 100
 
 _SPLIT = re.compile(r"[a-z0-9_-]{1,32}")

@@ -16,10 +16,12 @@ from veneer_trainer.domain.adapters import (
     AdapterVersion,
     AliasMove,
     Settings,
+    TrafficSplit,
     check_deletable,
     check_settings,
     checked_alias,
     checked_reason,
+    settings_of,
     version_before,
 )
 from veneer_trainer.domain.files import StoredFile
@@ -107,15 +109,26 @@ class Adapters:
         def act() -> Adapter:
             adapter = self._store.get(request.tenant, name)
             adapter.check_etag(etag)
-            merged = replace(
-                Settings(adapter.display_name, adapter.labels, adapter.traffic_split, adapter.preload),
-                **{field: getattr(settings, field) for field in fields},
-            )
+            merged = replace(settings_of(adapter), **{field: getattr(settings, field) for field in fields})
             with violations() as found:
                 check_settings(merged, adapter.aliases, found)
-            return self._store.change(adapter, merged)
+            changed = self._store.change(adapter, merged)
+            before, after = adapter.traffic_split, merged.traffic_split
+            return changed if before == after else self._record_split(changed, before, after, request.actor)
 
         return self._once(request, name, act)
+
+    def _record_split(
+        self, adapter: Adapter, before: TrafficSplit | None, after: TrafficSplit | None, actor: str
+    ) -> Adapter:
+        """Has the history say who gave or took a share; the alias stays where it is."""
+        if before is not None and (after is None or after.alias != before.alias):
+            number, reason = adapter.aliases[before.alias], "takes no share of the requests any more"
+            adapter = self._store.move(adapter, before.alias, number, actor, reason)
+        if after is not None:
+            number, reason = adapter.aliases[after.alias], f"takes {100 * after.share:.4g} % of the requests"
+            adapter = self._store.move(adapter, after.alias, number, actor, reason)
+        return adapter
 
     def delete(self, tenant: str, name: AdapterName, etag: str) -> None:
         """Deletes an adapter and its versions.

@@ -17,6 +17,7 @@ from veneer.trainer.v1 import evaluation_pb2, worker_service_pb2, worker_service
 from veneer_processing import Conversation, Message, Processor, Text
 from veneer_rpc import errors
 from veneer_rpc.status import from_rpc_error
+from veneer_trainer.domain.evaluations import METRICS
 from veneer_trainer.worker import metrics
 from veneer_trainer.worker.answers import Answers
 from veneer_trainer.worker.attempt import Abandoned, Attempt, Order, failure
@@ -57,7 +58,7 @@ class EvaluationWork:
         self._attempt = attempt
         self._evaluation = lease.evaluation
         self._spec = lease.evaluation.spec
-        self._tally = metrics.Tally(lease.evaluation.metrics)
+        self._tally = metrics.Tally()
 
     async def run(self) -> Outcome | None:
         """Asks; returns the outcome to tell the trainer.
@@ -90,8 +91,8 @@ class EvaluationWork:
             await asyncio.gather(asking, ordered, return_exceptions=True)
 
     async def _ask(self) -> None:
-        if unknown := [name for name in self._spec.metrics if name not in metrics.KNOWN]:
-            raise Refused("METRIC_UNSUPPORTED", f"this worker knows {', '.join(metrics.KNOWN)}, not {unknown[0]}")
+        if unknown := [name for name in self._spec.metrics if name not in METRICS]:
+            raise Refused("METRIC_UNSUPPORTED", f"this worker knows {', '.join(METRICS)}, not {unknown[0]}")
         async with AsyncExitStack() as stack:
             certificates = self._settings.certificates_file
             dataset = dataset_service_pb2_grpc.DatasetServiceStub(
@@ -119,9 +120,23 @@ class EvaluationWork:
                 self._spec.max_tokens or await asyncio.to_thread(self._longest, expected),
                 self._settings.inference_patience_s,
             )
-            start = self._evaluation.answered_samples
+            wanted = self._wanted(expected)
+            start = await self._count_stored(wanted)
             source = self._patiently(partial(read, with_pictures=True), start)
-            await self._answer_all(source, answers, start, len(expected), self._wanted(expected))
+            await self._answer_all(source, answers, start, len(expected), wanted)
+
+    async def _count_stored(self, wanted: list[str]) -> int:
+        """Counts in what attempts before this one were answered; returns how many that are."""
+        start = 0
+        while start < self._evaluation.answered_samples:
+            request = _pb.GetSamplesRequest(attempt=self._attempt.ref, start_index=start)
+            found = await self._attempt.call(lambda request=request, **how: self._service.GetSamples(request, **how))
+            for sample in found.samples:
+                self._tally.add(metrics.scores(sample.expected, sample.answer, wanted))
+            start += len(found.samples)
+            if not found.samples:
+                raise Refused("SAMPLES_MISSING", f"of {self._evaluation.answered_samples} samples {start} are stored")
+        return start
 
     def _wanted(self, expected: list[str]) -> list[str]:
         """The metrics to compute: those named, else those that the expected answers lend themselves to."""
@@ -148,7 +163,7 @@ class EvaluationWork:
             while running and (running[0].done() or len(running) >= least):
                 sample = await running.popleft()
                 found = metrics.scores(sample.expected, sample.answer, wanted)
-                sample.metrics.extend(metrics.figures({name: found[name] for name in wanted}))
+                sample.metrics.extend(metrics.sample_figures(found, wanted))
                 self._tally.add(found)
                 done.append(sample)
                 if len(done) >= _AT_ONCE or (not running and least == 1):
