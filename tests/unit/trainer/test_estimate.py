@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from veneer_rpc.names import AdapterName, DatasetVersionName, ModelName
-from veneer_trainer.domain.estimate import estimate, total_steps
+from veneer_trainer.domain.estimate import PASS_TOKENS, estimate, total_steps
 from veneer_trainer.domain.spec import Dtype, TrainingSpec
 from veneer_trainer.domain.targets import Linear
 from veneer_trainer.domain.workers import Calibration, StepCost, Worker
@@ -29,8 +29,8 @@ def test_steps_tokens_time_and_memory_are_the_sums_they_should_be() -> None:
     assert taken.trainable_parameters == 4 * 8 * 128
     # a step has two rows: 12 text tokens, two of them supervised, and 18 visual ones
     assert math.isclose(taken.duration_s or 0, 150 * (0.5 + 12 * 0.01 + 18 * 0.02 + 2 * 0.1))
-    # the longest row is twice the mean: 12 text and 18 visual tokens
-    assert taken.peak_memory_bytes == 1000 + 12 * 10 + 18 * 20
+    # the longest row is twice the mean, 12 text and 18 visual tokens, and both rows of a step are one pass
+    assert taken.peak_memory_bytes == 1000 + 2 * (12 * 10 + 18 * 20)
     assert (taken.worker_class, taken.available_memory_bytes, taken.fits) == ("cpu-2x", 10_000, True)
 
 
@@ -65,11 +65,32 @@ def test_the_sooner_class_that_fits_is_taken() -> None:
 
 def test_what_does_not_fit_is_told_with_changes_that_would() -> None:
     spec = dataclasses.replace(SPEC, batch_size=8, max_pixels=40_000)
-    tight = dataclasses.replace(WORKER, memory_bytes=3_000)
+    tight = dataclasses.replace(WORKER, memory_bytes=3_200)
     taken = estimate(spec, BASE, SPLIT, [tight])
-    assert taken.peak_memory_bytes == 1000 + 8 * 480
+    assert taken.peak_memory_bytes == 1000 + 16 * 480
     assert not taken.fits
-    assert taken.suggestions == ("batch_size=4", "max_pixels=10000")
+    assert taken.suggestions == ("batch_size=2", "max_pixels=1250")
+
+
+def test_a_pass_is_bounded_unless_a_batch_alone_is_longer() -> None:
+    long = dataclasses.replace(SPLIT, longest_row=1500)
+    accumulated = estimate(dataclasses.replace(SPEC, gradient_accumulation=8), BASE, long, [WORKER])
+    assert accumulated.peak_memory_bytes == 1000 + math.ceil(PASS_TOKENS * 0.4 * 10 + PASS_TOKENS * 0.6 * 20)
+    batch = estimate(dataclasses.replace(SPEC, batch_size=2), BASE, long, [WORKER])
+    assert batch.peak_memory_bytes == 1000 + 1200 * 10 + 1800 * 20
+
+
+def test_a_frozen_tower_sees_each_picture_once_and_what_is_kept_takes_memory() -> None:
+    costs = dataclasses.replace(
+        COSTS, tower_seconds_per_visual_token=0.3, kept_bytes_per_visual_token=4.0, kept_bytes_limit=2500
+    )
+    plain = estimate(SPEC, BASE, SPLIT, [WORKER])
+    taken = estimate(SPEC, BASE, SPLIT, [dataclasses.replace(WORKER, calibrations=(costs,))])
+    assert math.isclose(taken.duration_s or 0, (plain.duration_s or 0) + 900 * 0.3)
+    assert taken.peak_memory_bytes == (plain.peak_memory_bytes or 0) + 2500
+    few = dataclasses.replace(SPEC, epochs=None, steps=10)
+    short = estimate(few, BASE, SPLIT, [dataclasses.replace(WORKER, calibrations=(costs,))])
+    assert math.isclose(short.duration_s or 0, 10 * (plain.duration_s or 0) / 150 + 180 * 0.3)
 
 
 @given(st.integers(1, 10**6), st.integers(1, 100), st.integers(1, 64), st.integers(1, 64))

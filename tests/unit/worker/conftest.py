@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from veneer.trainer.v1 import training_job_pb2
-from veneer_base.random_weights import write_random_model
 from veneer_processing import Conversation, Picture, Processor, Text
 from veneer_processing import Message as Said
 from veneer_trainer.worker.loop.batches import Batches, Step
@@ -68,7 +67,7 @@ class Bench:
         return [self.row(number) for number in range(count)]
 
     def steps(self, plan: Plan, rows: Sequence[Row]) -> list[Step]:
-        batches = Batches(self.processor, plan, lambda sha256: False)
+        batches = Batches(self.processor, plan, lambda sha256: None)
         size = plan.rows_per_step
         return [batches.step(rows[start : start + size]) for start in range(0, len(rows), size)]
 
@@ -102,6 +101,8 @@ class Run:
 
 @pytest.fixture(scope="session")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    from veneer_base.random_weights import write_random_model  # it takes the peer along; a rank needs none
+
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("base") / "tiny"
     write_random_model("tiny", folder, dtype=torch.float32)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from veneer_trainer.worker.loop import batches
+from veneer_trainer.worker.loop import batches, learner
 from veneer_trainer.worker.loop.features import FrozenFeatures
 from veneer_trainer.worker.loop.run import write_adapter
 from veneer_trainer.worker.loop.state import State
@@ -33,6 +33,7 @@ def test_accumulated_gradients_are_those_of_one_batch(
     rows = [bench.row(0), bench.row(1, "A much longer answer, of many tokens."), bench.row(2), bench.row(3, "7")]
     lora = {"target_modules": [targets]}
     monkeypatch.setattr(batches, "PASS_TOKENS", 1)  # every batch alone
+    monkeypatch.setattr(learner, "PASS_TOKENS", 1)
     accumulated = bench.run(batch_size=1, gradient_accumulation=4, lora=lora)
     assert len(bench.steps(accumulated.plan, rows)[0].passes) == 4
     small = accumulated.gradients(rows)
@@ -99,6 +100,7 @@ def test_no_gradient_reaches_what_predicts_a_prompt(bench: Bench, monkeypatch: p
 
 def test_dropout_differs_by_step_and_pass_and_repeats(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "PASS_TOKENS", 1)
+    monkeypatch.setattr(learner, "PASS_TOKENS", 1)
     row = bench.row(0)
     values = {"batch_size": 1, "gradient_accumulation": 2, "lora": {"dropout": 0.5, "target_modules": ["decoder"]}}
     first, second = bench.run(**values), bench.run(**values)
@@ -147,8 +149,8 @@ def test_features_are_those_of_the_picture_alone(bench: Bench) -> None:
         assert ours is not None
         assert theirs is not None
         assert torch.equal(ours.tokens_M_D, theirs.tokens_M_D)
-    assert roomy.known(pictures[0].sha256)
-    assert not full.known(pictures[0].sha256)
+    assert roomy.known(pictures[0].sha256) is not None
+    assert full.known(pictures[0].sha256) is None
     known = batches.Batches(bench.processor, bench.plan(), roomy.known).step([row])
     assert all(picture.patches_P_X is None for picture in known.passes[0].pictures)
 

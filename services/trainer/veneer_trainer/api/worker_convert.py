@@ -91,6 +91,9 @@ def _calibration(message: _pb.Calibration) -> Calibration:
         message.rank,
         _cost(message.seconds),
         _cost(message.memory_bytes),
+        message.tower_seconds_per_visual_token,
+        message.kept_bytes_per_visual_token,
+        message.kept_bytes_limit,
     )
 
 

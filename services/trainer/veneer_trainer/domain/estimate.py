@@ -18,6 +18,8 @@ from veneer_trainer.domain.workers import Calibration, Worker
 from veneer_trainer.ports import BaseModel, SplitFacts
 
 _MIN_PIXELS = 1024
+PASS_TOKENS = 2048
+"""Batches of one step are computed together up to so many tokens: a larger product wastes less of the machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +87,17 @@ def _offer(
     if costs is None:
         return None
     step = row.times(_rows_per_step(spec))
-    # The peak is the longest row's batch; its text and pictures are taken to stand as in the mean row.
-    stretch = (split.longest_row or 0) / (row.text + row.visual)
-    peak = row.times(stretch * spec.batch_size)
-    peak_bytes = math.ceil(costs.memory_bytes.of(peak.text, peak.visual, peak.supervised))
+    # The peak is the largest pass; its text and pictures are taken to stand as in the mean row.
+    peak = row.times(_pass_tokens(spec, split.longest_row or 0) / (row.text + row.visual))
+    kept = min(costs.kept_bytes_per_visual_token * row.visual * split.rows, costs.kept_bytes_limit)
+    peak_bytes = math.ceil(costs.memory_bytes.of(peak.text, peak.visual, peak.supervised) + kept)
+    steps = known.steps or 0
+    # A frozen tower sees each picture once; pictures that rows share are not known here, and count again.
+    seen = min(row.visual * split.rows, step.visual * steps)
     return replace(
         known,
-        duration_s=(known.steps or 0) * costs.seconds.of(step.text, step.visual, step.supervised),
+        duration_s=steps * costs.seconds.of(step.text, step.visual, step.supervised)
+        + costs.tower_seconds_per_visual_token * seen,
         peak_memory_bytes=peak_bytes,
         worker_class=worker.worker_class,
         available_memory_bytes=worker.memory_bytes,
@@ -124,6 +130,11 @@ def _halves(value: int, least: int) -> Iterable[int]:
     while value // 2 >= least:
         value //= 2
         yield value
+
+
+def _pass_tokens(spec: TrainingSpec, longest_row: int) -> int:
+    """Tokens of the largest pass: a batch of the longest rows, or as many batches as are packed together."""
+    return min(_rows_per_step(spec) * longest_row, max(spec.batch_size * longest_row, PASS_TOKENS))
 
 
 def _rows_per_step(spec: TrainingSpec) -> int:

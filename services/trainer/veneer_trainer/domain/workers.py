@@ -33,7 +33,11 @@ class StepCost:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What training one shape of job costs on a worker class: seconds of a step, bytes at its peak."""
+    """What training one shape of job costs on a worker class: seconds of a step, bytes at its peak.
+
+    Beside its steps a job costs the frozen tower's time, once for each picture, and memory for what is kept of rows and
+    pictures, up to a limit.
+    """
 
     model_digest: str
     dtype: str
@@ -41,6 +45,9 @@ class Calibration:
     rank: int
     seconds: StepCost
     memory_bytes: StepCost
+    tower_seconds_per_visual_token: float = 0.0
+    kept_bytes_per_visual_token: float = 0.0
+    kept_bytes_limit: int = 0
 
 
 @dataclass(frozen=True, slots=True)

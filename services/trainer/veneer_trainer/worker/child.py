@@ -14,9 +14,10 @@ from veneer_processing import ProcessingError
 from veneer_rpc import logs
 from veneer_rpc.errors import VeneerError
 from veneer_rpc.parent import die_with_parent
+from veneer_trainer.worker.loop.calibration import measure
 from veneer_trainer.worker.loop.link import Link
 from veneer_trainer.worker.loop.run import train
-from veneer_trainer.worker.messages import Failed
+from veneer_trainer.worker.messages import Failed, Measure, Measured
 from veneer_trainer.worker.refusal import Refused
 from veneer_vlm.errors import RefusedError
 
@@ -31,7 +32,10 @@ def main() -> int:
     logs.configure(sys.argv[2], "json")  # type: ignore[arg-type]  # the worker's own setting
     link = Link(socket.socket(fileno=int(sys.argv[1])))
     try:
-        train(link)
+        if isinstance(link.task, Measure):
+            link.send(Measured(measure(link.task).SerializeToString()))
+        else:
+            train(link, link.task)
     except Exception as error:
         failed = failure_of(error)
         if failed.reason == "WORKER_ERROR":

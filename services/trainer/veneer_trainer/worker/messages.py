@@ -28,7 +28,10 @@ class Task(msgspec.Struct, tag=True, frozen=True):
         folder: the attempt's own, for checkpoints and the adapter.
         checkpoint_folder: a checkpoint to resume from; empty for none.
         threads: that it computes with.
+        tenant: whose the job is.
         cache_bytes: most memory for rows, and again for features of pictures.
+        feature_folder: where features of pictures are kept from job to job.
+        feature_disk_bytes: most disk for them.
         dataset_patience_s: how long a dataset service may be away.
     """
 
@@ -41,8 +44,29 @@ class Task(msgspec.Struct, tag=True, frozen=True):
     folder: str
     checkpoint_folder: str
     threads: int
+    tenant: str
     cache_bytes: int
+    feature_folder: str
+    feature_disk_bytes: int
     dataset_patience_s: float
+
+
+class Measure(msgspec.Struct, tag=True, frozen=True):
+    """First to a child that is to measure: a shape of job, on which base.
+
+    Attributes:
+        spec: a serialised TrainingSpec; its dtype and LoRA count.
+        model_directory: of the base.
+        model_digest: of the base.
+        threads: that it computes with.
+        cache_bytes: most memory for rows, and again for features of pictures.
+    """
+
+    spec: bytes
+    model_directory: str
+    model_digest: str
+    threads: int
+    cache_bytes: int
 
 
 class Stop(msgspec.Struct, tag=True, frozen=True):
@@ -86,6 +110,12 @@ class Trained(msgspec.Struct, tag=True, frozen=True):
     progress: bytes
 
 
+class Measured(msgspec.Struct, tag=True, frozen=True):
+    """From the child, last: a serialised Calibration."""
+
+    calibration: bytes
+
+
 class Failed(msgspec.Struct, tag=True, frozen=True):
     """From the child, last: why it cannot go on."""
 
@@ -94,8 +124,8 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
     transient: bool
 
 
-ToChild: TypeAlias = Task | Stop | Delegation
-ToParent: TypeAlias = Resolved | Progressed | CheckpointMade | Stopped | Trained | Failed
+ToChild: TypeAlias = Task | Measure | Stop | Delegation
+ToParent: TypeAlias = Resolved | Progressed | CheckpointMade | Stopped | Trained | Measured | Failed
 
 _encode = msgspec.json.Encoder().encode
 _to_child = msgspec.json.Decoder(ToChild)

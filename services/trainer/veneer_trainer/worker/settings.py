@@ -23,7 +23,7 @@ KINDS = {
 class WorkerSettings(Settings):
     """What a worker can be told; environment prefix VENEER_WORKER_."""
 
-    data: Path = setting("Folder of what lasts no longer than an attempt; made when missing, emptied at the start.")
+    data: Path = setting("Folder of attempts under way, features of pictures and calibrations; made when missing.")
     name: str = setting("Its own name, stable over restarts.")
     models: str = setting("Bases, NAME=DIRECTORY, separated by commas.")
     trainer: str = setting("Address of the trainer service.")
@@ -34,6 +34,7 @@ class WorkerSettings(Settings):
     threads: int = setting("Threads that training computes with.", 1, 1, 1024)
     kinds: str = setting("Kinds of work to take, separated by commas.", "training,evaluation")
     cache_bytes: int = setting("Most memory for rows, and again for features of pictures.", 2 << 30, 0)
+    feature_disk_bytes: int = setting("Most disk for features of pictures, kept from job to job.", 4 << 30, 0)
     dataset_patience_s: float = setting(
         "An attempt gives up on a dataset service that is away so long.", 300.0, 0.1, 86_400
     )

@@ -106,7 +106,10 @@ class TrainingWork:
             folder=str(self._folder),
             checkpoint_folder=await self._fetch_checkpoint(),
             threads=settings.threads,
+            tenant=self._lease.tenant,
             cache_bytes=settings.cache_bytes,
+            feature_folder=str(settings.data / "features"),
+            feature_disk_bytes=settings.feature_disk_bytes,
             dataset_patience_s=settings.dataset_patience_s,
         )
 

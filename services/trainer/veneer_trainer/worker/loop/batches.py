@@ -13,20 +13,23 @@ import torch
 from torch import Tensor
 
 from veneer_processing import Processor
-from veneer_trainer.worker.loop.plan import PASS_TOKENS, Plan
+from veneer_trainer.domain.estimate import PASS_TOKENS
+from veneer_trainer.worker.loop.plan import Plan
+from veneer_trainer.worker.loop.ranks import ALONE, Ranks
 from veneer_trainer.worker.loop.rows import Row, Split
-from veneer_vlm.vision import Grid
+from veneer_vlm.vision import Grid, VisualFeatures
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A picture of a pass; its patches are missing where its features are known."""
+    """A picture of a pass, with its patches, or with its features where they were known."""
 
     sha256: str
     grid: Grid
     patches_P_X: Tensor | None
+    features: VisualFeatures | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,13 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one optimiser step learns from."""
+    """What one optimiser step learns from.
+
+    Attributes:
+        passes: of this rank.
+        rows: of all ranks.
+        tokens: of all ranks.
+    """
 
     passes: tuple[Pass, ...]
     rows: int
@@ -62,12 +71,12 @@ class Step:
 
     @property
     def targets(self) -> int:
-        """Tokens that it learns."""
+        """Tokens that this rank learns."""
         return sum(len(each.targets_N) for each in self.passes)
 
 
-Known = Callable[[str], bool]
-"""Says whether a picture's features are known already."""
+Known = Callable[[str], VisualFeatures | None]
+"""A picture's features, where they are known already."""
 
 
 class Batches:
@@ -77,12 +86,14 @@ class Batches:
         processor: makes patches.
         plan: of the job.
         known: see `Known`.
+        ranks: who shares each step's rows.
     """
 
-    def __init__(self, processor: Processor, plan: Plan, known: Known) -> None:
+    def __init__(self, processor: Processor, plan: Plan, known: Known, ranks: Ranks = ALONE) -> None:
         self._processor = processor
         self._plan = plan
         self._known = known
+        self._ranks = ranks
 
     def training(self, split: Split, first_step: int, total_steps: int) -> Iterator[Step]:
         """Yields the job's steps from one on: each epoch in its own order, none across two."""
@@ -103,17 +114,19 @@ class Batches:
             yield self.step(rows)
 
     def step(self, rows: Sequence[Row]) -> Step:
-        """Packs rows: whole batches, as many together as stay within `PASS_TOKENS`."""
+        """Packs this rank's rows: whole batches, as many together as stay within `PASS_TOKENS`."""
         size = self._plan.spec.batch_size
         passes: list[Pass] = []
         together: list[Row] = []
-        for start in range(0, len(rows), size):
-            batch = rows[start : start + size]
+        own = self._ranks.share(len(rows))
+        for start in range(own.start, own.stop, size):
+            batch = rows[start : min(start + size, own.stop)]
             if together and _tokens(together) + _tokens(batch) > PASS_TOKENS:
                 passes.append(self._pass(start - len(together), together))
                 together = []
             together += batch
-        passes.append(self._pass(len(rows) - len(together), together))
+        if together:
+            passes.append(self._pass(own.stop - len(together), together))
         return Step(tuple(passes), len(rows), _tokens(rows))
 
     def _pass(self, first_row: int, rows: Sequence[Row]) -> Pass:
@@ -123,9 +136,9 @@ class Batches:
         pictures = []
         for row in rows:
             for picture, (frames, height, width) in zip(row.pictures, row.encoded.grids_n_3.tolist(), strict=True):
-                known = self._known(picture.sha256)
-                patches = None if known else torch.from_numpy(self._processor.patches(picture))
-                pictures.append(Seen(picture.sha256, (frames, height, width), patches))
+                features = self._known(picture.sha256)
+                patches = torch.from_numpy(self._processor.patches(picture)) if features is None else None
+                pictures.append(Seen(picture.sha256, (frames, height, width), patches, features))
         return Pass(
             first_row,
             torch.from_numpy(ids_T),

@@ -6,12 +6,14 @@ import resource
 import sys
 import time
 from collections import deque
+from pathlib import Path
 
 from veneer.trainer.v1 import training_job_pb2
 from veneer_trainer.worker.loop.batches import Step
 from veneer_trainer.worker.loop.state import Figures
 
 _WINDOW_S = 10.0
+_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Gauges:
@@ -71,6 +73,17 @@ class Gauges:
 
 
 def peak_memory_bytes() -> int:
-    """Returns the peak resident memory of this process."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    """Returns the peak resident memory of this process, since `reset_peak_memory` where the system can tell."""
+    try:
+        status = _STATUS.read_text("ascii")
+    except OSError:  # not Linux
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def reset_peak_memory() -> None:
+    """Makes the peak what is resident now, where the system can (https://man7.org/linux/man-pages/man5/proc.5.html)."""
+    if _CLEAR_REFS.exists():
+        _CLEAR_REFS.write_text("5", "ascii")

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 
 from veneer.trainer.v1 import model_pb2, training_job_pb2
+from veneer_trainer.domain.estimate import PASS_TOKENS
 from veneer_trainer.domain.spec import Lora
 from veneer_trainer.domain.targets import Linear, targeted
 from veneer_trainer.worker.refusal import Refused
@@ -18,8 +19,6 @@ from veneer_vlm.layout import DECODER, TOWER, adaptable_linears, target_linears
 from veneer_vlm.lora import AdapterConfig
 
 _VISION_LAYERS = f"{TOWER}blocks."
-PASS_TOKENS = 2048
-"""Batches of one step are computed together up to so many tokens: a larger product wastes less of the machine."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Plan:
 
     Attributes:
         spec: as it was sent, every default filled in.
-        rows_per_step: batch size times accumulation.
+        rows_per_step: batch size times accumulation times ranks.
         adapter: of the adapter to train.
         target_modules: whole names of the adapted linears, sorted.
         trains_tower: whether features of pictures change with the adapter.
@@ -43,8 +42,8 @@ class Plan:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, spec: training_job_pb2.TrainingSpec, config: ModelConfig) -> Plan:
-        """Reads a spec for a base.
+    def of(cls, spec: training_job_pb2.TrainingSpec, config: ModelConfig, ranks: int = 1) -> Plan:
+        """Reads a spec for a base, and for so many processes that train together.
 
         Raises:
             Refused: it asks for what this worker does not do.
@@ -69,7 +68,7 @@ class Plan:
         )
         return cls(
             spec,
-            spec.batch_size * spec.gradient_accumulation,
+            spec.batch_size * spec.gradient_accumulation * ranks,
             adapter,
             names,
             any(name.startswith(TOWER) for name in names),

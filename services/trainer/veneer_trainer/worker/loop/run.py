@@ -16,6 +16,7 @@ from veneer_digests import adapter_digest, tensor_digests
 from veneer_processing import ProcessingContract, Processor
 from veneer_trainer.worker.loop.batches import Ahead, Batches
 from veneer_trainer.worker.loop.dataset import Dataset
+from veneer_trainer.worker.loop.feature_files import FeatureFiles, tower_digest
 from veneer_trainer.worker.loop.features import FrozenFeatures
 from veneer_trainer.worker.loop.gauges import Gauges
 from veneer_trainer.worker.loop.learner import Learner
@@ -23,11 +24,12 @@ from veneer_trainer.worker.loop.link import Link
 from veneer_trainer.worker.loop.plan import Plan
 from veneer_trainer.worker.loop.rows import LengthRule, Split
 from veneer_trainer.worker.loop.state import State
-from veneer_trainer.worker.messages import CheckpointMade, Progressed, Resolved, Stopped, Trained
+from veneer_trainer.worker.messages import CheckpointMade, Progressed, Resolved, Stopped, Task, Trained
 from veneer_trainer.worker.refusal import Refused
 from veneer_vlm import peft_folder
 from veneer_vlm.config import ModelConfig
 from veneer_vlm.lora import Adapter
+from veneer_vlm.model import VisionLanguageModel
 from veneer_vlm.weights import load
 
 CONTRACT_FILE = "processing_contract.json"
@@ -36,14 +38,13 @@ _TOLD_S = 0.2  # figures between two steps that are quicker are not told
 _log = structlog.get_logger(__name__)
 
 
-def train(link: Link) -> None:
-    """Does the task of this process, and tells the worker what it makes.
+def train(link: Link, task: Task) -> None:
+    """Trains, and tells the worker what it makes.
 
     Raises:
         Refused: the job cannot go on.
         VeneerError, RefusedError, ProcessingError: spec, base or data do not fit one another.
     """
-    task = link.task
     job = training_job_pb2.TrainingJob.FromString(task.job)
     spec, folder = job.spec, Path(task.folder)
     torch.set_num_threads(task.threads)
@@ -75,8 +76,8 @@ def train(link: Link) -> None:
     if task.checkpoint_folder:
         state.restore(Path(task.checkpoint_folder))
         figures = state.figures
-    features = None if plan.trains_tower else FrozenFeatures(model, task.cache_bytes)
-    batches = Batches(processor, plan, features.known if features else lambda sha256: False)
+    features = None if plan.trains_tower else _features(model, plan, processor.contract, task)
+    batches = Batches(processor, plan, features.known if features else lambda sha256: None)
     learner, gauges = Learner(model, state, plan, features), Gauges()
     interval = spec.checkpoint_interval_steps or job.resolved.checkpoint_interval_steps
     every = spec.validation_interval_steps or (per_epoch if spec.HasField("early_stopping") else 0)
@@ -183,6 +184,14 @@ def _split(
     split = Split(dataset, processor, name, rows[name].row_count, rule, cache_bytes)
     split.load(lengths_known=counted and rows[name].tokens.longest_row <= spec.max_length)
     return split
+
+
+def _features(model: VisionLanguageModel, plan: Plan, contract: ProcessingContract, task: Task) -> FrozenFeatures:
+    about = {"tenant": task.tenant, "contract": contract.digest, "tower": tower_digest(model.visual)}
+    about |= plan.numerics(task.threads)  # of another record the bits are others
+    return FrozenFeatures(
+        model, task.cache_bytes, FeatureFiles(Path(task.feature_folder), task.feature_disk_bytes), about
+    )
 
 
 def _resolved(

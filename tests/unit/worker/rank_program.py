@@ -1,0 +1,41 @@
+"""What each rank runs: python rank_program.py BASE OUT ROWS, under torchrun."""
+
+import json
+import sys
+from pathlib import Path
+
+from conftest import Bench, spec
+from safetensors.torch import save_file
+
+from veneer_trainer.worker.loop.batches import Batches
+from veneer_trainer.worker.loop.features import FrozenFeatures
+from veneer_trainer.worker.loop.learner import Learner
+from veneer_trainer.worker.loop.plan import Plan
+from veneer_trainer.worker.loop.ranks import Ranks
+from veneer_trainer.worker.loop.state import State
+
+
+def main(base: str, out: str, row_count: int) -> None:
+    ranks = Ranks.joined()
+    bench = Bench(Path(base))
+    plan = Plan.of(
+        spec(batch_size=2, gradient_accumulation=1, lora={"target_modules": ["decoder"]}), bench.config, ranks.size
+    )
+    state = State.fresh(bench.config, plan)
+    features = FrozenFeatures(bench.model, 1 << 30)
+    learner = Learner(bench.model, state, plan, features, ranks)
+    batches = Batches(bench.processor, plan, features.known, ranks)
+    rows, size, losses = bench.rows(row_count), plan.rows_per_step, []
+    steps = [batches.step(rows[start : start + size]) for start in range(0, row_count, size)]
+    for step in steps:
+        learner.learn(step, 1e-2)
+        losses.append(state.figures.loss)
+    told = {"losses": losses, "validation": learner.loss(steps)}
+    Path(out, f"{ranks.rank}.json").write_text(json.dumps(told))
+    save_file(
+        {name: tensor.detach() for name, tensor in state.adapter.tensors()}, Path(out, f"{ranks.rank}.safetensors")
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
