@@ -132,7 +132,7 @@ class Answers:
         patience = Patience(timeout_s)
         candidates: list[Connection] = []
         while True:
-            candidates = candidates or self._replicas.order(asked.key)
+            candidates = candidates or await self._order(asked.key)
             replica, begun = candidates.pop(0), False
             try:
                 with self._replicas.asking(replica):
@@ -205,21 +205,25 @@ class Answers:
         """Returns what each replica holds, one entry a replica."""
         return [
             await replica.read(replica.stub(InferenceServiceStub).GetModel, GetModelRequest())
-            for replica in self._replicas.order(b"")
+            for replica in await self._order(b"")
         ]
 
     async def loaded_adapters(self) -> AsyncIterator[LoadedAdapter]:
         """Yields the adapter versions that replicas hold, replica by replica."""
-        for replica in self._replicas.order(b""):
+        for replica in await self._order(b""):
             method = replica.stub(InferenceServiceStub).ListLoadedAdapters
             async for item in replica.pages(method, ListLoadedAdaptersRequest(), lambda page: page.loaded_adapters):
                 yield item
+
+    async def _order(self, key: bytes) -> list[Connection]:
+        await self._replicas.look_up()
+        return self._replicas.order(key)
 
     async def _ask(self, key: bytes, attempt: Callable[[Connection, float], Awaitable[_R]], timeout_s: float) -> _R:
         patience = Patience(timeout_s)
         candidates: list[Connection] = []
         while True:
-            candidates = candidates or self._replicas.order(key)
+            candidates = candidates or await self._order(key)
             replica = candidates.pop(0)
             try:
                 with self._replicas.asking(replica):

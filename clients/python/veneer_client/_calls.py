@@ -89,10 +89,18 @@ def _wait_s(error: StatusError, failures: int) -> float | None:
 
 
 class Connection:
-    """One service at one address. Nothing is opened before the first call."""
+    """One service at one address. Nothing is opened before the first call.
 
-    def __init__(self, address: str, token: str, certificates_pem: bytes | None = None) -> None:
+    Args:
+        address: host:port or unix:/path.
+        token: who calls.
+        certificates_pem: to trust instead of the system's.
+        name: that the service's certificate is for, where it is not the address's own.
+    """
+
+    def __init__(self, address: str, token: str, certificates_pem: bytes | None = None, name: str = "") -> None:
         self.address = address
+        self._name = name
         self._metadata = (("authorization", f"Bearer {token}"),)
         self._certificates_pem = certificates_pem
         self._channel: grpc.aio.Channel | None = None
@@ -229,10 +237,11 @@ class Connection:
     def _open(self) -> grpc.aio.Channel:
         if self._channel is None:
             local = is_local(self.address)
-            options = [*_OPTIONS, *([("grpc.enable_http_proxy", 0)] if local else [])]
+            options: list[tuple[str, int | str]] = [*_OPTIONS, *([("grpc.enable_http_proxy", 0)] if local else [])]
             if local and self._certificates_pem is None:
                 self._channel = grpc.aio.insecure_channel(self.address, options)
             else:  # a token never crosses a network in clear text
+                options += [("grpc.ssl_target_name_override", self._name)] if self._name else []
                 credentials = grpc.ssl_channel_credentials(self._certificates_pem)
                 self._channel = grpc.aio.secure_channel(self.address, credentials, options)
         return self._channel

@@ -28,7 +28,8 @@ class AsyncClient(Answers):
     Args:
         dataset: host:port or unix:/path of the dataset service.
         trainer: the same of the trainer service.
-        inference: the same of each replica of the inference service.
+        inference: the same of each replica of the inference service; `dns:///host:port` stands for every
+            replica that the name resolves to, also those that come later.
         token: who calls.
         ca_file: PEM certificates to trust instead of the system's. An address on another machine is only
             ever called with TLS.
@@ -55,8 +56,8 @@ class AsyncClient(Answers):
         self.cluster = _address.find(given, directory)
         certificates_pem = self.cluster.ca_file.read_bytes() if self.cluster.ca_file else None
 
-        def connect(address: str) -> Connection:
-            return Connection(address, self.cluster.token, certificates_pem)
+        def connect(address: str, name: str = "") -> Connection:
+            return Connection(address, self.cluster.token, certificates_pem, name)
 
         self._dataset = connect(self.cluster.dataset)
         self._trainer = connect(self.cluster.trainer)
@@ -65,7 +66,7 @@ class AsyncClient(Answers):
         self.jobs = AsyncJobs(self._trainer, self.datasets, self.models)
         self.adapters = AsyncAdapters(self._trainer, self.models)
         self.evaluations = AsyncEvaluations(self._trainer, self.datasets, self.models)
-        replicas = Replicas([connect(address) for address in self.cluster.inference])
+        replicas = Replicas(self.cluster.inference, connect)
         super().__init__(replicas, self.datasets, self.models, self.cluster.token)
 
     async def adapter_diff(self, before: str, after: str) -> AdapterDiff:

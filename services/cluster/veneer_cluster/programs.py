@@ -101,6 +101,7 @@ FLAGS: dict[str, dict[str, str]] = {
         "threads": "{cores}",
         "dtype": "{dtype}",
         "step-tokens": "{step_tokens}",
+        "metrics-port": "0",
         "die-with-parent": "true",
     },
     "veneer_trainer.worker": {

@@ -22,6 +22,16 @@ async def serve(settings: InferenceSettings) -> None:
     """Serves until a signal asks to stop."""
 
     async def start_engine() -> Engine:
+        if settings.engine == "vllm":
+            from veneer_inference.engine.vllm_engine import VllmEngine  # torch comes with it
+
+            return await VllmEngine.start(
+                settings.model_directory,
+                dtype=settings.dtype,
+                slots=settings.adapter_slots,
+                max_rank=settings.max_rank,
+                max_requests=settings.max_waiting,
+            )
         return await EngineProcess.start(
             settings.model_directory,
             settings.threads or os.cpu_count() or 1,

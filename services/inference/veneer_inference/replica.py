@@ -17,6 +17,7 @@ from veneer_inference.adapters.adapter_folders import AdapterFolders
 from veneer_inference.adapters.adapter_source import AdapterSource
 from veneer_inference.adapters.blobs import Blobs
 from veneer_inference.adapters.follower import Follower
+from veneer_inference.adapters.metrics_page import MetricsPage
 from veneer_inference.adapters.registry_file import RegistryFile
 from veneer_inference.adapters.reporter import Reporter
 from veneer_inference.admission import Admission
@@ -28,11 +29,13 @@ from veneer_inference.authentication import DelegatingAuthenticator
 from veneer_inference.base import BaseKeeper, StartEngine
 from veneer_inference.desired import Desired
 from veneer_inference.domain.figures import FiguresByVersion
+from veneer_inference.metrics import Metrics
+from veneer_inference.ports import EngineInfo, EngineStats
 from veneer_inference.residency import Residency
 from veneer_inference.settings import InferenceSettings
 from veneer_rpc.channel import open_channel
 from veneer_rpc.delegation import DelegationVerifier
-from veneer_rpc.errors import VeneerError
+from veneer_rpc.errors import Unavailable, VeneerError
 from veneer_rpc.paging import Paginator
 from veneer_rpc.server import Server
 from veneer_rpc.tokens import TokenFile
@@ -75,7 +78,12 @@ class Replica:
         source = AdapterSource(stub, folders, settings.max_adapter_bytes)
         residency = Residency(lambda: self._keeper.current, source)
         self._desired = Desired(registry, residency, settings.report_s)
-        self._follower = Follower(stub, registry, file, model, self._desired.wake)
+        self._metrics = Metrics(self._engine_now, lambda: residency.held)
+        self._metrics.followed(registry)
+        self._metrics_page = MetricsPage(self._metrics.snapshot)
+        self._metrics_port = settings.metrics_port
+        self._registry = registry
+        self._follower = Follower(stub, registry, file, model, self._registry_changed)
         self._reporter = Reporter(
             stub, settings.replica, model, registry, figures, lambda: residency.held,
             self._follower.start_over, settings.report_s,
@@ -87,13 +95,14 @@ class Replica:
             settings.prompt_threads,
             settings.max_prompts_waiting,
         )
-        answers = Answers(lambda: self._keeper.current, admission, residency, self._prompts, figures)
+        answers = Answers(lambda: self._keeper.current, admission, residency, self._prompts, figures, self._metrics)
         adapters = AdapterList(admission, residency, Paginator(secrets.token_bytes(_PAGING_KEY_BYTES)))
         servicer = InferenceServicer(answers, adapters, settings.replica)
         register = partial(add_InferenceServiceServicer_to_server, servicer)
         self._server = _DrainingServer(settings, [register], _authenticator(settings))
         self._server.draining = self._drain
         self._tasks: list[asyncio.Task[None]] = []
+        self.metrics_address = ""
 
     async def start(self) -> str:
         """Listens, follows the registry, and returns the address once a token has come out of the engine.
@@ -102,6 +111,9 @@ class Replica:
             BindError: the address cannot be listened on.
             Exception: the first engine could not be started.
         """
+        if self._metrics_port is not None:
+            self.metrics_address = await self._metrics_page.start(self._metrics_port)
+            _log.info("metrics", address=self.metrics_address)
         address = await self._server.start()
         self._reporter.address = self._advertise or address
         self._begin(self._follower.run())
@@ -131,6 +143,7 @@ class Replica:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._metrics_page.close()
         await asyncio.to_thread(self._prompts.close)
         await self._trainer.close()
         await self._dataset.close()
@@ -140,6 +153,17 @@ class Replica:
         task.add_done_callback(_told)
         self._tasks.append(task)
         return task
+
+    def _registry_changed(self) -> None:
+        self._metrics.followed(self._registry)
+        self._desired.wake()
+
+    def _engine_now(self) -> tuple[EngineInfo, EngineStats] | None:
+        try:
+            engine = self._keeper.current.engine
+        except Unavailable:
+            return None
+        return engine.info, engine.stats()
 
     def _serving(self, serving: bool) -> None:
         self._server.health.set_serving(SERVICE, serving)

@@ -32,6 +32,7 @@ class InferenceSettings(ServerSettings):
     )
     die_with_parent: bool = setting("End when the process that started this one ends.", False)
 
+    engine: Literal["torch", "vllm"] = setting("What computes: our own on torch, or vLLM on a GPU.", "torch")
     threads: int = setting("Threads that the engine computes with; 0: as many as cores.", 0, 0, 1024)
     dtype: Literal["float32", "bfloat16"] = setting("How the base's numbers are held.", "float32")
     kv_tokens: int = setting("Tokens of key-value memory over all requests.", 16_384, 64, 1 << 40)
@@ -50,6 +51,10 @@ class InferenceSettings(ServerSettings):
     )
     adapter_disk_bytes: int = setting("Disk for adapters; beyond it those longest unused are deleted.", 16 << 30, 1)
     max_adapter_bytes: int = setting("Most bytes of one adapter's folder.", 4 << 30, 1)
+    metrics_port: int | None = setting(
+        "Port on loopback where Prometheus reads /metrics; 0 takes a free one. Without it there is no such page.",
+        None, 0, 65_535,
+    )  # fmt: skip
     report_s: float = setting("How often the registry hears what this replica serves.", 5.0, 0.05, 3600)
     registry_wait_s: float = setting(
         "How long a request may wait for the registry about a name that is not known here.", 2.0, 0.01, 60

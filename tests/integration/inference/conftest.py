@@ -6,6 +6,9 @@ import contextlib
 import hashlib
 import io
 import json
+import os
+import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -15,6 +18,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -47,6 +51,9 @@ from veneer_processing import Processor
 from veneer_processing.tokenizer import Tokenizer
 from veneer_rpc.delegation import new_key_pair
 from veneer_rpc.tokens import add_token
+from veneer_vlm import peft_folder
+from veneer_vlm.config import ModelConfig
+from veneer_vlm.lora import Adapter, AdapterConfig
 
 Answer = Any
 TENANTS = ("acme", "other")
@@ -396,6 +403,7 @@ class KitOf:
     replica: Replica | None = None
     address: str = ""
     channels: list[grpc.aio.Channel] = field(default_factory=list)
+    processes: list["Process"] = field(default_factory=list)
     until = staticmethod(until)
 
     @property
@@ -464,12 +472,89 @@ class KitOf:
         ]  # fmt: skip
         return Prompt(messages=[Message(role=Role.ROLE_USER, parts=content)])
 
+    def train(self, version: int) -> None:
+        """Publishes a version that changes answers: an adapter of the base's shape with large random factors."""
+        model = ModelConfig.from_directory(self.base)
+        adapter = Adapter.new(model, AdapterConfig(r=4, lora_alpha=64), seed=version)
+        generator = torch.Generator().manual_seed(version)
+        for pair in adapter.pairs.values():
+            pair.b_O_R.normal_(0, 0.5, generator=generator)
+        name = f"adapters/digits/versions/{version}"
+        directory = self.registry.folders / "real" / str(version)
+        peft_folder.write(adapter, directory)
+        (directory / "processing_contract.json").write_text(json.dumps(self.registry.processor.contract.to_dict()))
+        self.registry.versions["acme", name] = directory
+
+    def process(self, replica: str = "r1", bind: str = "127.0.0.1:0") -> "Process":
+        self.processes.append(Process(self, replica, bind))
+        return self.processes[-1]
+
     @staticmethod
     def png(width: int = 64, height: int = 64, seed: int = 0) -> bytes:
         rgb = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
         file = io.BytesIO()
         Image.fromarray(rgb).save(file, "PNG")
         return file.getvalue()
+
+
+class Process:
+    """`python -m veneer_inference` and its flags; the kit's address is that of the last one started."""
+
+    def __init__(self, kit: "KitOf", replica: str = "r1", bind: str = "127.0.0.1:0") -> None:
+        self.kit = kit
+        self.replica = replica
+        self.bind = bind
+        self.address = ""
+        self.process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        flags = {
+            "bind": self.bind, "tokens-file": self.kit.tmp / "tokens.json",
+            "data": self.kit.tmp / "data" / self.replica,
+            "replica": self.replica, "models": f"tiny={self.kit.base}", "trainer": self.kit.registry.address,
+            "trainer-token-file": self.kit.tmp / "replica.token", "dataset": self.kit.datasets.address,
+            "delegation-public-key-file": self.kit.tmp / "public.pem", "threads": 1, "report-s": 0.1,
+            "die-with-parent": "true", "grace-s": 20,
+        }  # fmt: skip
+        self.process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "veneer_inference",
+            *(str(text) for flag, value in flags.items() for text in (f"--{flag}", value)),
+            stdout=asyncio.subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert self.process.stdout is not None
+        async for line in self.process.stdout:
+            if line.startswith(b"veneer_inference listening on "):
+                self.address = self.kit.address = line.decode().split()[-1]
+                return
+        raise AssertionError("it ended before it listened")
+
+    async def stop(self) -> int:
+        assert self.process is not None
+        process, self.process = self.process, None
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout is not None
+        await process.stdout.read()
+        return await process.wait()
+
+    async def kill(self) -> None:
+        assert self.process is not None
+        process, self.process = self.process, None
+        process.kill()
+        await process.wait()
+
+    def engine_pid(self) -> int:
+        assert self.process is not None
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and _parent(entry) == self.process.pid:
+                return int(entry.name)
+        return 0
+
+
+def _parent(entry: Path) -> int:
+    try:
+        return int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 class _Bearer:
@@ -517,5 +602,8 @@ async def kit(
     finally:
         with contextlib.suppress(Exception):
             await kit.stop()
+        for process in kit.processes:
+            if process.process is not None:
+                await process.stop()
         await registry.stop()
         await datasets.server.stop(0)

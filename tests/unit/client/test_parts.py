@@ -214,7 +214,11 @@ async def test_progress_renews_patience(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def replicas(count: int) -> Replicas:
-    return Replicas([Connection(f"127.0.0.1:{number}", "vnr_x") for number in range(count)])
+    return Replicas([f"127.0.0.1:{number}" for number in range(count)], connect)
+
+
+def connect(address: str, name: str) -> Connection:
+    return Connection(address, "vnr_x", name=name)
 
 
 @given(st.binary(min_size=1, max_size=40), st.integers(2, 8))
@@ -249,6 +253,60 @@ def test_a_failed_replica_comes_last_for_a_while(monkeypatch: pytest.MonkeyPatch
     assert found.order(b"key")[-1] is first
     now_s += 2.1
     assert found.order(b"key")[0] is first
+
+
+async def test_replicas_behind_a_name_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s, there, looked_up = 100.0, ["10.0.0.1:5", "10.0.0.2:5"], 0
+
+    async def resolve(name: str) -> list[str]:
+        nonlocal looked_up
+        assert name == "dns:///replicas:5"
+        looked_up += 1
+        return there
+
+    monkeypatch.setattr("veneer_client._replicas.time.monotonic", lambda: now_s)
+    monkeypatch.setattr("veneer_client._replicas.resolve", resolve)
+    found = Replicas(["dns:///replicas:5", "10.0.0.9:5"], connect)
+
+    async def addresses() -> list[str]:
+        await found.look_up()
+        return sorted(connection.address for connection in found.order(b"key"))
+
+    assert await addresses() == ["10.0.0.1:5", "10.0.0.2:5", "10.0.0.9:5"]
+    leaving = next(connection for connection in found.order(b"key") if connection.address == "10.0.0.1:5")
+    assert leaving._name == "replicas"
+    there = ["10.0.0.2:5", "10.0.0.3:5"]
+    now_s += 4.9
+    assert "10.0.0.1:5" in await addresses()
+    with found.asking(leaving):
+        now_s += 0.2
+        assert await addresses() == ["10.0.0.2:5", "10.0.0.3:5", "10.0.0.9:5"]
+        assert found._leaving == [leaving]  # its request goes on
+    now_s += 5
+    await addresses()
+    assert not found._leaving
+    before = looked_up
+    there = []  # a name server that knows nothing takes nobody away
+    found.failed(found.order(b"key")[0])
+    now_s += 1
+    assert await addresses() == ["10.0.0.2:5", "10.0.0.3:5", "10.0.0.9:5"]
+    assert looked_up == before + 1
+
+
+async def test_a_name_without_replicas_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nobody(name: str) -> list[str]:
+        return []
+
+    monkeypatch.setattr("veneer_client._replicas.resolve", nobody)
+    with pytest.raises(Unavailable, match="dns:///replicas:5"):
+        await Replicas(["dns:///replicas:5"], connect).look_up()
+
+
+async def test_a_name_resolves_to_addresses() -> None:
+    from veneer_client._replicas import resolve
+
+    assert "127.0.0.1:50051" in await resolve("dns:///localhost:50051")
+    assert await resolve("dns:///no-such-host.invalid:50051") == []
 
 
 @pytest.mark.parametrize(

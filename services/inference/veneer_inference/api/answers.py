@@ -12,11 +12,12 @@ from veneer_inference.domain.answer_text import AnswerText
 from veneer_inference.domain.figures import FiguresByVersion
 from veneer_inference.domain.question import Draw, Question
 from veneer_inference.domain.registry import Release
+from veneer_inference.metrics import Metrics, Outcome
 from veneer_inference.ports import EngineError, Sampling, Step, TokenScore
 from veneer_inference.residency import Holding, Residency
 from veneer_processing import ContractMismatchError, PixelBounds, Processor, TokenCounts
 from veneer_rpc.calls import Call
-from veneer_rpc.errors import Internal, NotFound, Unavailable, Violation, invalid
+from veneer_rpc.errors import Internal, NotFound, Unavailable, VeneerError, Violation, invalid
 from veneer_rpc.names import ModelName
 
 DEFAULT_MAX_TOKENS = 512
@@ -65,6 +66,9 @@ class Piece:
     total_s: float
 
 
+_NOTHING = Piece("", (), (), "", 0, 0, 0.0, 0.0, 0.0)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
     """An answer under way."""
@@ -82,7 +86,8 @@ class Answers:
         admission: finds the version that is asked.
         residency: brings it into the engine.
         prompts: reads what is asked.
-        figures: count how it went.
+        figures: count how it went, for the registry.
+        metrics: count how it went, for whoever watches this replica.
     """
 
     def __init__(
@@ -92,12 +97,14 @@ class Answers:
         residency: Residency,
         prompts: Prompts,
         figures: FiguresByVersion,
+        metrics: Metrics,
     ) -> None:
         self._base = base
         self._admission = admission
         self._residency = residency
         self._prompts = prompts
         self._figures = figures
+        self._metrics = metrics
 
     @property
     def base(self) -> Base:
@@ -166,18 +173,32 @@ class Answers:
         self, call: Call, pinned: Pinned, read: ReadPrompt, sampling: Sampling, draw: Draw
     ) -> AsyncIterator[Piece]:
         release = pinned.release
+        outcome: Outcome = "cancelled"
+        piece = _NOTHING
         try:
             async with closed_in_the_end(
                 _texts(call, self._steps(call, pinned, read, sampling), pinned, draw)
             ) as pieces:
                 async for piece in pieces:
                     yield piece
+            outcome = "answered"
+            if release:
+                self._figures.answered(release, time.monotonic() - call.started_s)
         except (Unavailable, Internal):
+            outcome = "failed"
             if release:
                 self._figures.failed(release)
             raise
-        if release:
-            self._figures.answered(release, time.monotonic() - call.started_s)
+        except VeneerError:
+            outcome = "refused"
+            raise
+        finally:
+            self._metrics.ended(
+                call.tenant, release, outcome,
+                prompt_tokens=read.counts.total, cached_tokens=piece.cached_tokens,
+                answer_tokens=piece.answer_tokens, queued_s=piece.queued_s,
+                first_token_s=piece.first_token_s, total_s=piece.total_s,
+            )  # fmt: skip
 
     async def _steps(
         self, call: Call, pinned: Pinned, read: ReadPrompt, sampling: Sampling

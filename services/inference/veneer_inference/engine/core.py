@@ -128,6 +128,7 @@ class EngineCore:
                 _LOG.exception("a pass over %d sequences failed", len(pieces))
                 self._give_up([piece.sequence.key for piece in pieces], error)
         self._steps += bool(pieces)
+        self._counters["sequences"] += len(pieces)
         report, self._report = self._report, self._new_report()
         report.stats = self._stats()
         adapters = self._adapters()
