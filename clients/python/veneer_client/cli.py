@@ -60,6 +60,8 @@ def main() -> None:
     except VeneerError as error:
         print(as_json(error) if "--json" in sys.argv else as_text(error), file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:  # while commands are still being loaded; later ones end in Typer
+        sys.exit(130)
     except ModuleNotFoundError as error:
         extra = extra_of_traceback(error.__traceback__)
         if extra is None:

@@ -6,7 +6,7 @@ read was not seen; faces are those of training or the ones held out.
 
 import dataclasses
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -161,10 +161,15 @@ def page_scores(reader: Reader, setting: Setting, count: int) -> dict[str, float
     }
 
 
-def tables(reader: Reader, count: int) -> str:
-    """Both tables as Markdown, `count` examples a cell."""
-    columns = [{**line_scores(reader, s, count), **page_scores(reader, s, count)} for s in SETTINGS]
-    head = "| read exactly | " + " | ".join(s.name for s in SETTINGS) + " |\n|---|" + "---|" * len(SETTINGS)
+def scores(reader: Reader, count: int) -> dict[str, dict[str, float]]:
+    """Shares by setting and by what is read, each over `count` examples."""
+    return {s.name: {**line_scores(reader, s, count), **page_scores(reader, s, count)} for s in SETTINGS}
+
+
+def table(found: Mapping[str, Mapping[str, float]]) -> str:
+    """The same as Markdown, a column for each setting."""
+    columns = list(found.values())
+    head = "| read exactly | " + " | ".join(found) + " |\n|---|" + "---|" * len(columns)
     rows = [f"| {name} | " + " | ".join(f"{column[name]:.2f}" for column in columns) + " |" for name in columns[0]]
     return "\n".join([head, *rows])
 

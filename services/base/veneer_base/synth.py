@@ -1,7 +1,8 @@
 """Ready dataset folders of rendered office documents.
 
-Owns the folder's layout: pictures under `images/`, and one JSONL file a split with rows of `image`, `text`, `prompt`.
-The splits `test_layout` and `test_font` hold a layout and fonts that no other split has.
+Owns the folder's layout: pictures under `images/`, and one JSONL file a split with rows of `image`, `text`, `prompt`
+and `split`: by a file's name alone, `test_layout` would be a part of `test`. The splits `test_layout` and `test_font`
+hold a layout and fonts that no other split has.
 """
 
 import dataclasses
@@ -86,7 +87,8 @@ def _write_split(folder: Path, split: Split, rows: int, sorts: list[tuple[str, s
             picture = documents.draw(r, document, r.choice(split.layouts), split.wide, split.latin)
             name = f"images/{split.name}_{kind}_{number + 1:05d}.png"
             Image.fromarray(picture).save(folder / name)
-            row = {"image": name, "text": document.answer(answer), "prompt": documents.PROMPTS[language, answer]}
+            prompt = documents.PROMPTS[language, answer]
+            row = {"image": name, "text": document.answer(answer), "prompt": prompt, "split": split.name}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return count
 

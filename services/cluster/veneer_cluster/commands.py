@@ -77,6 +77,7 @@ def logs(
     process: Annotated[str | None, typer.Argument(help="Such as worker-1. Default: all.")] = None,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Stay and print what comes.")] = False,
     lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="Of each log, the last ones.")] = 40,
+    json: Json = False,
     directory: Directory = None,
 ) -> None:
     """Prints the logs of the cluster's processes, also after it has ended.
@@ -97,10 +98,10 @@ def logs(
         text = folder.log(name).read_bytes()
         offsets[name] = len(text)
         for line in text.decode("utf-8", "replace").splitlines()[-lines:] if lines else []:
-            _print_log_line(name, line, width)
+            _print_log_line(name, line, width, json)
     while follow:
         for name, line in _new_lines(folder, offsets):
-            _print_log_line(name, line, width)
+            _print_log_line(name, line, width, json)
         time.sleep(0.2)
 
 
@@ -203,8 +204,11 @@ def _print_state(state: ClusterState, json: bool) -> None:
     print(f"{screen.size(total_bytes)} in all, {screen.size(machine.available_memory_bytes())} free")
 
 
-def _print_log_line(name: str, line: str, width: int) -> None:
-    print(f"{name:<{width}}  {line}" if width else line, flush=True)
+def _print_log_line(name: str, line: str, width: int, json: bool) -> None:
+    if json:
+        screen.print_json({"process": name, "line": line})
+    else:
+        print(f"{name:<{width}}  {line}" if width else line, flush=True)
 
 
 def _new_lines(folder: Folder, offsets: dict[str, int]) -> Iterator[tuple[str, str]]:

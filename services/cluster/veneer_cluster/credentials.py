@@ -3,7 +3,6 @@
 Made once for a folder and kept. A service's file holds hashes alone; only its owner can read a token's file.
 """
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from veneer_cluster.folder import ClusterError, Folder
 from veneer_rpc.delegation import new_key_pair
-from veneer_rpc.tokens import TokenFileError, hash_token, new_token, read_tokens
+from veneer_rpc.tokens import add_token, new_token
 
 SERVICES = ("dataset", "trainer", "inference")
 TENANT = "local"
@@ -72,19 +71,12 @@ def grant(folder: Folder, tenant: str, roles: Iterable[str] = ("user",), service
     Raises:
         ClusterError: the tenant or a role is malformed, or a token file cannot be read.
     """
-    token = new_token()
-    row = {"sha256": hash_token(token), "tenant": tenant, "roles": sorted(roles), "expires_at": None}
-    for service in services:
-        path = tokens_file(folder, service)
-        rows = json.loads(path.read_text("utf-8"))["tokens"] if path.exists() else []
-        new = path.with_suffix(".new")
-        _write_secret(new, json.dumps({"tokens": [*rows, row]}, indent=2).encode())
-        try:
-            read_tokens(new)
-        except TokenFileError as error:
-            new.unlink()
-            raise ClusterError(str(error).partition("]: ")[2] or str(error)) from error
-        new.replace(path)
+    token, roles = new_token(), tuple(roles)
+    try:
+        for service in services:
+            add_token(tokens_file(folder, service), tenant, roles, token=token)
+    except ValueError as error:
+        raise ClusterError(str(error)) from error
     return token
 
 

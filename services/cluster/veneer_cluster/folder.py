@@ -1,5 +1,6 @@
 """The folder of a cluster: where its files lie, who runs it, and what it last said of itself."""
 
+import errno
 import fcntl
 import json
 import os
@@ -74,9 +75,18 @@ class Folder:
         return self.root / "secrets"
 
     def create(self) -> None:
-        """Makes the folders that are missing, readable by their owner alone."""
+        """Makes the folders that are missing, readable by their owner alone.
+
+        Raises:
+            ClusterError: one of them cannot be made, or written to.
+        """
         for path in (self.root, self.logs, self.secrets):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise self._unusable(error) from error
+            if not os.access(path, os.W_OK | os.X_OK):
+                raise self._unusable(PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
     def log(self, name: str) -> Path:
         """The log of a process."""
@@ -103,11 +113,17 @@ class Folder:
             os.close(descriptor)
 
     def runner(self) -> int | None:
-        """The pid of the launcher that holds the folder; None where none does."""
+        """The pid of the launcher that holds the folder; None where none does.
+
+        Raises:
+            ClusterError: that cannot be told, since it is no folder or another user's.
+        """
         try:
             descriptor = os.open(self.root / "lock", os.O_RDWR)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise self._unusable(error) from error
         try:
             return None if _locked(descriptor) else _pid(descriptor)
         finally:
@@ -130,6 +146,13 @@ class Folder:
             return None
         processes = [ProcessState(**each) for each in document.pop("processes")]
         return ClusterState(**document, processes=processes)
+
+    def _unusable(self, error: OSError) -> ClusterError:
+        problem = "a file is there" if self.root.is_file() else error.strerror
+        return ClusterError(
+            f"{self.root} cannot be used as a cluster's folder: {problem}. Name one that you may write to, "
+            "or that can be made, with --dir or VENEER_DIR"
+        )
 
 
 def _locked(descriptor: int) -> bool:

@@ -156,14 +156,25 @@ def _entry(row: Any) -> TokenEntry:  # noqa: ANN401  # anything JSON can hold
     return TokenEntry(row["sha256"], row["tenant"], frozenset(roles), when)
 
 
-def add_token(path: Path, tenant: str, roles: Iterable[str], expires_at: datetime | None = None) -> str:
-    """Makes a token, adds its hash to a file (made if missing, mode 0600) and returns the token.
+def add_token(
+    path: Path, tenant: str, roles: Iterable[str], expires_at: datetime | None = None, token: str | None = None
+) -> str:
+    """Adds a token's hash to a file (made if missing, mode 0600) and returns the token.
+
+    The file is replaced at once, while its folder is locked: several may add at the same time.
+
+    Args:
+        path: the file.
+        tenant: whose data the token opens.
+        roles: what it may do.
+        expires_at: when it ends; None for one that does not.
+        token: one that other files know too. Default: a new one.
 
     Raises:
         TokenFileError: the file that is there is wrong.
         ValueError: the tenant, a role or the time is malformed.
     """
-    token = new_token()
+    token = token or new_token()
     entry = TokenEntry(hash_token(token), tenant, frozenset(roles), expires_at)
     directory = os.open(path.parent, os.O_RDONLY)
     try:

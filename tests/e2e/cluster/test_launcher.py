@@ -159,6 +159,7 @@ def test_status_logs_and_down(launch: Any, scripts: Any, gone: Any, veneer: Any)
     code, out, _ = veneer("logs", "worker", *directory)
     assert (code, out) == (0, "working\n")
     assert "service  127.0.0.1" in veneer("logs", *directory)[1]
+    assert json.loads(veneer("logs", "worker", "--json", *directory)[1]) == {"process": "worker", "line": "working"}
     assert veneer("logs", "painter", *directory)[0] == 2
     code, _, err = veneer("up", *directory)
     assert code == 1
@@ -184,6 +185,21 @@ def test_status_fails_while_something_does_not_run(launch: Any, scripts: Any, ve
         codes.append(veneer("status", "--dir", launched.folder.root)[0])
         time.sleep(0.05)
     assert 1 in codes
+
+
+@pytest.mark.parametrize(
+    ("place", "problem"),
+    [("file", "a file is there"), ("file/below", "Not a directory"), ("shut", "Permission denied")],
+)
+def test_a_folder_that_cannot_be_used_is_told(
+    veneer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, problem: str
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)  # for root may write anywhere
+    told = f"veneer: {tmp_path / place} cannot be used as a cluster's folder: {problem}. Name one that you may write to"
+    for command in (("up",), ("up", "--detach"), *([] if place == "shut" else [("status",), ("down",)])):
+        code, _, err = veneer(*command, "--dir", tmp_path / place)
+        assert (code, err[: len(told)]) == (1, told), command
 
 
 def test_tokens_are_made_where_a_cluster_was(veneer: Any, tmp_path: Path) -> None:

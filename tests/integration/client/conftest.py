@@ -75,6 +75,7 @@ class FakeCluster:
     faults: dict[str, list[Fault]] = field(default_factory=lambda: defaultdict(list))
     answered_by: list[str] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
+    bases: int = 1
     steps: int = 5
     end: Any = State.JOB_STATE_SUCCEEDED
     step_s: float = 0.0
@@ -217,7 +218,10 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
             report.row_files.add(path=rows.path, submitted_rows=len(lines), accepted_rows=accepted)
             report.submitted_rows += len(lines)
             report.accepted_rows += accepted
-            version.splits.add(split=rows.split or "train", row_count=accepted)
+            split = version.splits.add(split=rows.split or "train", row_count=accepted)
+            if request.model:
+                report.model = request.model
+                split.tokens.visual, split.tokens.prompt, split.tokens.supervised = 9000, 50, 3
             if fault:
                 await refuse(context, fault)
         report.refused_rows = report.submitted_rows - report.accepted_rows
@@ -387,7 +391,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
 
     async def ListModels(self, request: Any, context: Any) -> Any:
         await self.cluster.begin("ListModels", request, context)
-        return model_service_pb2.ListModelsResponse(models=[self.model])
+        return model_service_pb2.ListModelsResponse(models=[self.model] * self.cluster.bases)
 
 
 class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
@@ -546,6 +550,10 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
 
     async def CountTokens(self, request: Any, context: Any) -> Any:
         await self.cluster.begin(f"CountTokens@{self.replica}", request, context)
+        for picture in (part.picture for part in request.prompt.messages[-1].parts if part.HasField("picture")):
+            if not picture.data.startswith(b"\x89PNG"):
+                message = "prompt.messages[0].parts[0].picture: a picture is a JPEG, PNG or WebP file"
+                await refuse(context, Fault(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS", message))
         return inference_service_pb2.CountTokensResponse(total_tokens=42, visual_tokens=9)
 
     async def ListLoadedAdapters(self, request: Any, context: Any) -> Any:

@@ -2,10 +2,13 @@
 
 # ruff: noqa: ANN401  # the fake's types stay in conftest
 
-import inspect
 import io
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
@@ -86,14 +89,6 @@ def trained(veneer: Veneer, folder: Path) -> Veneer:
     return veneer
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_has_an_example_that_is_called_so(veneer: Veneer, name: str) -> None:
-    result = veneer(*name.split("."), "--help")
-    assert result.code == 0
-    assert f"veneer {name.replace('.', ' ')}" in result.out
-    assert "--json" in result.out
-
-
 def test_push_prints_digest_report_and_findings(veneer: Veneer, folder: Path) -> None:
     result = veneer("dataset", "push", folder, "--name", "digits")
     assert result.code == 0
@@ -105,6 +100,19 @@ def test_push_prints_digest_report_and_findings(veneer: Veneer, folder: Path) ->
     assert again.json["version"]["digest"] in result.out
     assert again.json["sent_blobs"] == 0
     assert again.json["version"]["report"]["accepted_rows"] == "4"
+
+
+def test_push_counts_tokens_by_the_only_base(veneer: Veneer, folder: Path, cluster: Any) -> None:
+    asked = cluster.requests["CreateDatasetVersion"]
+    result = veneer("dataset", "push", folder, "--name", "digits")
+    assert asked[-1].model == "models/tiny"
+    assert "18,000 visual, 100 prompt, 6 supervised; 0 an epoch" in result.out
+    assert "visual" not in veneer("dataset", "push", folder, "--name", "digits", "--model", "").out
+    assert asked[-1].model == ""
+    veneer("dataset", "push", folder, "--name", "digits", "--model", "other")
+    assert asked[-1].model == "models/other"
+    cluster.bases = 2
+    assert "visual" not in veneer("dataset", "push", folder, "--name", "digits").out
 
 
 def test_strict_push_says_which_rows_and_fails(veneer: Veneer, folder: Path) -> None:
@@ -271,9 +279,41 @@ def test_a_conversation_remembers(trained: Veneer, folder: Path, monkeypatch: py
         request.prompt.messages for name in (1, 2) for request in cluster.requests[f"StreamGenerate@replica-{name}"]
     ]
     assert result.code == 0
-    assert sorted(len(messages) for messages in asked) == [1, 3]
+    assert sorted(len(messages) for messages in asked) == [1, 3, 5]
     assert "read 'Sure?'" in result.out
     assert "none.png cannot be read" in result.err
+
+
+def test_a_broken_picture_spoils_no_conversation(
+    trained: Veneer, folder: Path, monkeypatch: pytest.MonkeyPatch, cluster: Any
+) -> None:
+    good, broken = folder / "images" / "0.png", folder / "images" / "broken.png"
+    broken.write_bytes(b"GIF89a")
+    typed = iter(["Which digit?", f"/image {broken}", "Sure?", f"/image {good}", "Too much?", "And now?", ""])
+
+    def type_next(prompt: str) -> str:
+        line = next(typed)
+        if line == "Too much?":
+            for replica in ("replica-1", "replica-2"):
+                cluster.fail(
+                    f"StreamGenerate@{replica}", "INVALID_ARGUMENT", reason="INVALID_FIELDS", message="TOO_LONG"
+                )
+        if line == "And now?":
+            cluster.faults.clear()
+        return line
+
+    monkeypatch.setattr("builtins.input", type_next)
+    result = trained("chat", "--image", broken, "--image", good)
+    assert result.code == 0
+    told = f"veneer: {broken} is left out: prompt.messages[0].parts[0].picture: a picture is a JPEG, PNG or WebP file"
+    assert result.err.count(told) == 2
+    assert result.err.endswith("veneer: TOO_LONG (INVALID_FIELDS)\nveneer: its pictures are left out\n")
+    answers = [line for line in result.out.splitlines() if "read" in line]
+    assert answers == [
+        "models/tiny saw 1 and read 'Which digit?'",
+        "models/tiny saw 1 and read 'Sure?'",
+        "models/tiny saw 1 and read 'And now?'",
+    ]
 
 
 def test_models_are_listed(veneer: Veneer) -> None:
@@ -298,20 +338,26 @@ def test_no_cluster_says_what_to_do(veneer: Veneer, monkeypatch: pytest.MonkeyPa
     assert "Set VENEER_" in result.err
 
 
-def test_an_interrupt_exits_with_130(trained: Veneer, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: Any, **__: Any) -> Any:
-        raise KeyboardInterrupt
-
-    trained("train", "digits", "--adapter", "digits")
-    monkeypatch.setattr("veneer_client.commands.watching._show", interrupt)
-    result = trained("jobs", "watch", "j2")
-    assert result.code == 130
-    assert "j2 goes on without you. `veneer jobs watch j2` shows it again" in result.err
-
-
-def test_every_option_is_explained() -> None:
-    for at in COMMANDS.values():
-        function = EntryPoint("", f"veneer_client.commands.{at}", "").load()
-        for parameter in inspect.signature(function).parameters.values():
-            (option,) = parameter.annotation.__metadata__
-            assert option.help, f"{at} {parameter.name}"
+@pytest.mark.parametrize("arguments", [("train", "digits", "--adapter", "digits", "--watch"), ("jobs", "watch", "j2")])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_who_leaves_a_watch_is_told_that_the_job_goes_on(
+    trained: Veneer, cluster: Any, arguments: tuple[str, ...], terminal: bool
+) -> None:
+    """A real process and a real signal: threads and streams are under way when it comes."""
+    cluster.step_s = 60.0
+    if arguments[0] == "jobs":
+        trained("train", "digits", "--adapter", "digits")
+    cluster.requests.clear()
+    outside, inside = os.openpty() if terminal else os.pipe()
+    command = [sys.executable, "-m", "veneer_client", *arguments]
+    process = subprocess.Popen(command, stdout=inside, stderr=subprocess.PIPE, text=True)
+    end_s = time.monotonic() + 30
+    while not cluster.requests["WatchTrainingJob"] and time.monotonic() < end_s:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    os.close(inside)
+    os.close(outside)
+    assert process.returncode == 130
+    assert said.strip() == ("job j2 goes on. `veneer jobs watch j2` shows it again, `veneer jobs cancel j2` ends it")
+    assert cluster.jobs["trainingJobs/j2"].state == JobState.JOB_STATE_QUEUED

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from veneer.dataset.v1 import dataset_service_pb2 as pb
+from veneer_base.synth import write_dataset
 from veneer_client import Client, NotFound, cli
 
 from .conftest import Service, png
@@ -72,13 +73,6 @@ def name() -> str:
     return f"c{uuid.uuid4().hex[:12]}"
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_has_an_example_that_is_called_so(veneer: Veneer, command: str) -> None:
-    printed = veneer(command, "--help")
-    assert f"veneer dataset {command} " in printed
-    assert "--json" in printed
-
-
 def test_the_tutorials_folder_as_it_lies_there(veneer: Veneer, office: Path, name: str) -> None:
     printed = veneer("push", office, "--name", name, "--prompt", "请描述图片")
     assert "3 accepted" in printed
@@ -89,6 +83,13 @@ def test_the_tutorials_folder_as_it_lies_there(veneer: Veneer, office: Path, nam
     assert "3 = 3 accepted + 0 refused" in report
     assert re.search(r"PATH_SEARCHED +warning +3\n", report)
     assert json.loads(veneer("report", name, "--json"))["report"]["accepted_rows"] == "3"
+
+
+def test_each_file_of_drawn_documents_is_a_split_of_its_own(veneer: Veneer, name: str, tmp_path: Path) -> None:
+    counts = write_dataset(tmp_path / "d", rows=2, kinds=("invoice",), languages=("zh",))
+    version = json.loads(veneer("push", tmp_path / "d", "--name", name, "--json"))["version"]
+    assert {each["split"]: int(each["row_count"]) for each in version["splits"]} == counts
+    assert len(json.loads(veneer("sample", name, "--split", "test_layout", "--count", 30, "--json"))) == 20
 
 
 def test_sample_as_a_table_and_as_a_page(veneer: Veneer, office: Path, name: str, tmp_path: Path) -> None:

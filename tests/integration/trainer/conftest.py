@@ -148,6 +148,7 @@ class Datasets(dataset_service_pb2_grpc.DatasetServiceServicer):
                 dataset_pb2.Split(split="train", row_count=100, tokens=self.tokens),
                 dataset_pb2.Split(split="validation", row_count=10),
                 dataset_pb2.Split(split="test", row_count=4),
+                dataset_pb2.Split(split="test_layout", row_count=4),
             ],
             report=dataset_pb2.Report(
                 model="models/tiny", contract_digest=self.contract, length_histogram=self.histogram

@@ -127,11 +127,14 @@ def test_the_base_is_asked_without_an_adapter_and_wrong_words_are_told(
     trainer: Trainer, kit: Kit, base_digest: str, worker: Worker
 ) -> None:
     request_id = "22222222-2222-4222-8222-222222222222"
+    assert evaluate(trainer, kit, "models/tiny", split="test_layout").spec.split == "test_layout"
+    worker.finish(worker.acquire(5).attempt, failed=job_pb.Failure(reason="UNANSWERED", message="x"))
     made = evaluate(trainer, kit, "models/tiny", request_id, max_samples=2, prompt="Which digit?")
     assert made.answered_by_digest == base_digest
     assert evaluate(trainer, kit, "models/tiny", request_id, max_samples=2, prompt="Which digit?").name == made.name
     for wrong in (
-        {"split": "tset"}, {"max_tokens": 9000}, {"max_samples": -1}, {"metrics": ["bleu"]}, {"prompt": "x" * 20_000},
+        {"split": "tset"}, {"max_tokens": 9000}, {"max_samples": -1}, {"prompt": "x" * 20_000},
+        {"metrics": ["bleu"]}, {"metrics": ["exact_match", ""]},
     ):  # fmt: skip
         assert refusal(lambda wrong=wrong: evaluate(trainer, kit, "models/tiny", **wrong))[0] == Code.INVALID_ARGUMENT
     assert refusal(lambda: evaluate(trainer, kit, "models/none"))[0] == Code.NOT_FOUND

@@ -28,6 +28,7 @@ def test_a_folder_is_whole_and_the_same_for_the_same_seed(tmp_path: Path) -> Non
         for row in rows:
             assert row["text"]
             assert row["prompt"]
+            assert row["split"] == split
             named.add(row["image"])
             with Image.open(tmp_path / "a" / row["image"]) as picture:
                 width, height = picture.size

@@ -4,6 +4,7 @@ import json
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -150,7 +151,17 @@ def test_a_token_for_another_tenant(folder: Folder) -> None:
     with pytest.raises(ClusterError, match="tenant must be 1-63"):
         credentials.grant(folder, "Not A Tenant")
     assert credentials.tokens_file(folder, "dataset").read_text() == before
-    assert not list(folder.secrets.glob("*.new"))
+    assert {path.suffix for path in folder.secrets.iterdir()} == {".json", ".pem", ".token"}  # and nothing half made
+
+
+def test_tokens_made_at_once_are_all_known(folder: Folder) -> None:
+    credentials.ensure(folder)
+    with ThreadPoolExecutor(8) as pool:
+        tokens = list(pool.map(lambda number: credentials.grant(folder, f"tenant-{number}"), range(24)))
+    for service in credentials.SERVICES:
+        file = TokenFile(credentials.tokens_file(folder, service))
+        found = [file.find(token) for token in tokens]
+        assert [entry and entry.tenant for entry in found] == [f"tenant-{number}" for number in range(24)]
 
 
 def test_a_folder_has_one_launcher(folder: Folder) -> None:

@@ -67,9 +67,12 @@ def test_the_demonstration_base_passes(base: Path) -> None:
 
 
 def test_bfloat16_passes(small: Path) -> None:
-    result = run(str(small), "--dtype", "bfloat16")
+    result = run(str(small), "--dtype", "bfloat16", "--json")
     assert result.exit_code == 0, result.output
-    assert "two pictures: relative difference" in result.output
+    found = json.loads(result.stdout)
+    assert [stage["passed"] for stage in found["stages"]] == [True] * 5
+    assert "two pictures: relative difference" in found["stages"][2]["findings"][2]
+    assert isinstance(found["answer"], str)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -9,12 +9,13 @@ import typer
 
 from veneer.dataset.v1.conversation_pb2 import Message
 from veneer.inference.v1.inference_service_pb2 import StreamGenerateResponse
-from veneer_client import Client, VeneerError, message
+from veneer_client import Client, InvalidArgument, VeneerError, message
 from veneer_client._names import short
 from veneer_client.commands import screen
 from veneer_client.commands.options import Directory, Json, connect
 
 _Ask: TypeAlias = Callable[[Client, Sequence[Message]], tuple[str, StreamGenerateResponse]]
+_Check: TypeAlias = Callable[[Sequence[Message]], object]
 
 
 def chat(
@@ -63,13 +64,24 @@ def chat(
             return
         if json:
             raise typer.BadParameter("a conversation prints no JSON: give a question")
-        _converse(client, ask, pictures)
+        _converse(client, ask, pictures, lambda each: client.count_tokens(each, adapter=adapter, model=model))
 
 
-def _converse(client: Client, ask: _Ask, pictures: Sequence[Path]) -> None:
+def _converse(client: Client, ask: _Ask, pictures: Sequence[Path], check: _Check) -> None:
     print("Ask; an empty line or Ctrl-D ends. `/image PATH` adds a picture to the next question.")
     messages: list[Message] = []
-    waiting = list(pictures)
+    waiting: list[Path] = []
+
+    def add(picture: Path) -> None:
+        try:
+            check([message("user", picture)])  # decoded where it will be read: a broken one spoils no question
+        except VeneerError as error:
+            print(f"veneer: {picture} is left out: {error}", file=sys.stderr)
+        else:
+            waiting.append(picture)
+
+    for picture in pictures:
+        add(picture)
     while True:
         try:
             line = input("> ").strip()
@@ -79,16 +91,19 @@ def _converse(client: Client, ask: _Ask, pictures: Sequence[Path]) -> None:
         if not line:
             return
         if line.startswith("/image "):
-            waiting.append(Path(line.removeprefix("/image ").strip()))
+            add(Path(line.removeprefix("/image ").strip()))
             continue
         try:
             turn = [*messages, message("user", *waiting, line)]
             answer, _ = ask(client, turn)
         except VeneerError as error:  # one bad question does not end a conversation
             print(f"veneer: {error}", file=sys.stderr)
+            if waiting and isinstance(error, InvalidArgument):  # such as too many: the next question would fail too
+                print("veneer: its pictures are left out", file=sys.stderr)
+                waiting.clear()
             continue
         messages = [*turn, message("assistant", answer)]
-        waiting = []
+        waiting.clear()
 
 
 def _who(last: StreamGenerateResponse) -> str:

@@ -20,11 +20,12 @@ from veneer.dataset.v1.dataset_pb2 import (
     Severity,
     SplitPolicy,
 )
-from veneer_client import PushProgress, RowsRefused
+from veneer_client import Client, PushProgress, RowsRefused
 from veneer_client.commands import screen
 from veneer_client.commands.options import Directory, Json, connect
 
 _SHOWN_FINDINGS = 10
+_TOKENS = ("visual", "prompt", "supervised")
 _SEVERITIES = {
     Severity.SEVERITY_ERROR: ("error", "red"),
     Severity.SEVERITY_WARNING: ("warning", "yellow"),
@@ -47,7 +48,9 @@ def push(
     folder: Annotated[Path, typer.Argument(help="Holds *.jsonl and the pictures that its lines name.")],
     name: Annotated[str, typer.Option("--name", help="The dataset; created when it does not exist.")],
     prompt: Annotated[str | None, typer.Option(help="Question of the rows that have none of their own.")] = None,
-    model: Annotated[str, typer.Option(help="Count tokens by this model's contract.")] = "",
+    model: Annotated[
+        str | None, typer.Option(help="Count tokens by this base's contract; '' counts none. Default: the only base.")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="A single refused row refuses all.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and report, keep no version.")] = False,
     split: Annotated[
@@ -76,7 +79,7 @@ def push(
                 folder,
                 name,
                 prompt=prompt,
-                model=model,
+                model=_only_model(client) if model is None else model,
                 split_policy=policy,
                 strict=strict,
                 validate_only=dry_run,
@@ -148,6 +151,11 @@ def show(name: Name, json: Json = False, directory: Directory = None) -> None:
     _print_findings(findings, len(findings))
 
 
+def _only_model(client: Client) -> str:
+    models = [model.name for model in client.models.list()]
+    return models[0] if len(models) == 1 else ""
+
+
 def _split_policy(shares: list[str], group: Group, stratified: bool) -> SplitPolicy | None:
     if not shares:
         if stratified or group is not Group.PICTURES:
@@ -210,10 +218,16 @@ def _print_version(version: DatasetVersion) -> None:
             ("rows", f"{report.accepted_rows:,} accepted{refused}"),
             ("splits", ", ".join(f"{each.split} {each.row_count:,}" for each in version.splits)),
             ("pictures", f"{version.picture_count:,}, {screen.size(version.picture_size_bytes)}"),
-            ("tokens", f"{report.train_tokens_per_epoch:,} an epoch" if report.model else ""),
+            ("tokens", _tokens(version) if report.model else ""),
             ("files", ", ".join(f"{each.path} ({_dialect(each.dialect)})" for each in report.row_files)),
         ]
     )
+
+
+def _tokens(version: DatasetVersion) -> str:
+    sums = {kind: sum(getattr(each.tokens, kind) for each in version.splits) for kind in _TOKENS}
+    every = ", ".join(f"{count:,} {kind}" for kind, count in sums.items())
+    return f"{every}; {version.report.train_tokens_per_epoch:,} an epoch"
 
 
 def _dialect(dialect: Dialect.ValueType) -> str:

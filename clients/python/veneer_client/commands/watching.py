@@ -36,13 +36,15 @@ def watch_job(client: Client, name: str, json: bool) -> TrainingJob:
                 losses.append(job.progress.loss)
             yield job
 
-    with leaving(f"{name} goes on without you. `veneer jobs watch {name}` shows it again"):
+    job_id = name.removeprefix("trainingJobs/")
+    again = f"`veneer jobs watch {job_id}` shows it again, `veneer jobs cancel {job_id}` ends it"
+    with leaving(f"job {job_id} goes on. {again}"):
         return _show(snapshots(), picture, job_line, json)
 
 
 def watch_evaluation(client: Client, name: str, json: bool) -> Evaluation:
     """Shows an evaluation until it has ended, and returns its last snapshot."""
-    with leaving(f"{name} goes on without you"):
+    with leaving(f"{name} goes on"):
         return _show(client.evaluations.watch(name), _evaluation_bar, evaluation_line, json)
 
 
