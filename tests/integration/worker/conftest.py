@@ -145,14 +145,16 @@ class Cluster:
         self._trainer_process.wait()
         self._trainer_process = self.start_trainer()
 
-    def worker(self, name: str = "w1") -> Process:
+    def worker(self, name: str = "w1", **flags: str) -> Process:
+        chosen = {f"--{flag.replace('_', '-')}": value for flag, value in flags.items()}
         return self._start(
             "veneer_trainer.worker",
             {
                 "--data": str(self.folder / name), "--name": name, "--models": f"tiny={self.base}",
                 "--trainer": self.trainer, "--token-file": str(self.folder / "worker.token"),
                 "--dataset": self.dataset, "--threads": "1", "--die-with-parent": "true",
-            },
+                "--calibrate-idle-s": "3600",
+            } | chosen,
             f"veneer_worker {name} ready",
         )  # fmt: skip
 
@@ -242,8 +244,11 @@ def picture(seed: int) -> bytes:
     return out.getvalue()
 
 
-def push(stub: DatasetServiceStub, dataset: str, files: dict[str, list[dict[str, str]]]) -> str:
-    """Makes a dataset of rows by file, whose pictures are named by their seed; returns the version's name."""
+def push(stub: DatasetServiceStub, dataset: str, files: dict[str, list[dict[str, str]]], model: str = "") -> str:
+    """Makes a dataset of rows by file, whose pictures are named by their seed; returns the version's name.
+
+    With a model its tokens are counted.
+    """
     stub.CreateDataset(dataset_pb.CreateDatasetRequest(dataset_id=dataset))
     names = {row["image"] for rows in files.values() for row in rows if "image" in row}
     pictures = {name: picture(int(name.removesuffix(".png"))) for name in names}
@@ -261,6 +266,7 @@ def push(stub: DatasetServiceStub, dataset: str, files: dict[str, list[dict[str,
     stub.UploadBlobs(pieces())
     request = dataset_pb.CreateDatasetVersionRequest(
         parent=f"datasets/{dataset}",
+        model=model,
         row_files=[
             dataset_pb.RowFile(path=path, digest=hashlib.sha256(data).hexdigest()) for path, data in blobs.items()
         ],

@@ -16,9 +16,10 @@ from veneer_rpc.errors import NotFound, VeneerError
 from veneer_rpc.names import ModelName
 from veneer_rpc.status import from_rpc_error
 from veneer_trainer.worker.attempt import Abandoned, Attempt, Order, failure
+from veneer_trainer.worker.calibrations import Calibrations
 from veneer_trainer.worker.connections import bearer, open_channel
 from veneer_trainer.worker.evaluation import EvaluationWork
-from veneer_trainer.worker.machine import worker_info
+from veneer_trainer.worker.machine import code_version, worker_info
 from veneer_trainer.worker.settings import WorkerSettings
 from veneer_trainer.worker.training import TrainingWork
 
@@ -45,6 +46,7 @@ class Keeper:
         self._attempt: Attempt | None = None
         self._running: asyncio.Future[None] | None = None
         self._scratch = settings.data / "attempts"
+        self._calibrations = Calibrations(settings, digests, code_version())
 
     def drain(self) -> None:
         """Has the worker give its work back, with a checkpoint, and end."""
@@ -76,25 +78,26 @@ class Keeper:
             await channel.close()
 
     async def _lease(self, service: worker_service_pb2_grpc.WorkerServiceAsyncStub) -> _pb.Lease | None:
-        """Waits for work; None when the worker is to end."""
-        request = _pb.AcquireLeaseRequest(
-            worker=worker_info(self._settings.name, self._settings.threads, self._digests),
-            kinds=self._settings.work_kinds,
-        )
-        request.wait.FromMilliseconds(round(_WAIT_S * 1000))
+        """Waits for work, and measures meanwhile; None when the worker is to end."""
         again_s = _AGAIN_S
         going = asyncio.ensure_future(self._draining.wait())
+        measuring = asyncio.ensure_future(self._measure())
         try:
             while not self._draining.is_set():
                 # The trainer takes the lease back of a call that is cancelled.
-                call = service.AcquireLease(request, metadata=bearer(self._token), timeout=_WAIT_S + 10)
+                call = service.AcquireLease(self._request(), metadata=bearer(self._token), timeout=_WAIT_S + 10)
                 asked = asyncio.ensure_future(_answer(call))
-                await asyncio.wait([asked, going], return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait([asked, going, measuring], return_when=asyncio.FIRST_COMPLETED)
                 if not asked.done():
                     call.cancel()
                     await asyncio.wait([asked])
-                    if asked.cancelled():
+                    if self._draining.is_set() and asked.cancelled():
                         return None
+                if measuring.done() and not self._draining.is_set():  # the next request says what was measured
+                    measuring.result()
+                    measuring = asyncio.ensure_future(self._measure())
+                if asked.cancelled():
+                    continue
                 try:
                     return asked.result()
                 except grpc.RpcError as error:
@@ -108,6 +111,23 @@ class Keeper:
             return None
         finally:
             going.cancel()
+            measuring.cancel()
+            await asyncio.wait([measuring])  # its child has ended: the machine is the work's
+
+    def _request(self) -> _pb.AcquireLeaseRequest:
+        settings = self._settings
+        info = worker_info(settings.name, settings.threads, self._digests, settings.memory_bytes)
+        info.calibrations.extend(self._calibrations.known)
+        request = _pb.AcquireLeaseRequest(worker=info, kinds=settings.work_kinds)
+        request.wait.FromMilliseconds(round(_WAIT_S * 1000))
+        return request
+
+    async def _measure(self) -> None:
+        """Measures a shape of job once the worker has been idle for a while; waits where all are known."""
+        await asyncio.sleep(self._settings.calibrate_idle_s)
+        if not self._calibrations.missing or _pb.WORK_KIND_TRAINING not in self._settings.work_kinds:
+            await asyncio.Event().wait()
+        await self._calibrations.measure_next()
 
     async def _do(self, service: worker_service_pb2_grpc.WorkerServiceAsyncStub, lease: _pb.Lease) -> None:
         attempt = self._attempt = Attempt(service, self._token, lease)
@@ -143,6 +163,7 @@ class Keeper:
         try:
             match kind:
                 case "training_job":
+                    self._calibrations.want(lease.training_job.spec)
                     return await TrainingWork(self._settings, self._digests, service, attempt, lease, folder).run()
                 case "evaluation":
                     return await EvaluationWork(self._settings, service, attempt, lease).run()

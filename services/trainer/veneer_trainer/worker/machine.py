@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,20 +25,27 @@ def held_models(directories: Mapping[ModelName, Path]) -> dict[ModelName, str]:
     return {name: model_digest(directory) for name, directory in directories.items()}
 
 
-def worker_info(worker: str, threads: int, digests: Mapping[ModelName, str]) -> worker_service_pb2.WorkerInfo:
-    """Returns what AcquireLease announces."""
+def worker_info(
+    worker: str, threads: int, digests: Mapping[ModelName, str], allowed_bytes: int = 0
+) -> worker_service_pb2.WorkerInfo:
+    """Returns what AcquireLease announces; of the memory no more than is allowed, where a bound is."""
     return worker_service_pb2.WorkerInfo(
         worker=worker,
         device="cpu",
         worker_class=f"cpu-{threads}x",
         dtypes=[model_pb2.DTYPE_FLOAT32, model_pb2.DTYPE_BFLOAT16],
-        memory_bytes=memory_bytes(),
+        memory_bytes=min(memory_bytes(), allowed_bytes or sys.maxsize),
         models=[
             worker_service_pb2.HeldModel(model=name, digest=digest)
             for name, digest in sorted((str(model), digest) for model, digest in digests.items())
         ],
-        code_version=importlib.metadata.version("veneer"),
+        code_version=code_version(),
     )
+
+
+def code_version() -> str:
+    """Returns the version of Veneer's code that runs here."""
+    return importlib.metadata.version("veneer")
 
 
 def memory_bytes() -> int:

@@ -34,7 +34,11 @@ class WorkerSettings(Settings):
     threads: int = setting("Threads that training computes with.", 1, 1, 1024)
     kinds: str = setting("Kinds of work to take, separated by commas.", "training,evaluation")
     cache_bytes: int = setting("Most memory for rows, and again for features of pictures.", 2 << 30, 0)
+    memory_bytes: int = setting("Memory that work may use; 0 for all of the machine's.", 0, 0)
     feature_disk_bytes: int = setting("Most disk for features of pictures, kept from job to job.", 4 << 30, 0)
+    calibrate_idle_s: float = setting(
+        "Seconds without work before the worker measures what shapes of jobs cost, for estimates.", 5.0, 0, 86_400
+    )
     dataset_patience_s: float = setting(
         "An attempt gives up on a dataset service that is away so long.", 300.0, 0.1, 86_400
     )

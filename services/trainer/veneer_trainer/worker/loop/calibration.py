@@ -23,7 +23,7 @@ from veneer_vlm.model import VisionLanguageModel
 from veneer_vlm.weights import load
 
 _RATE = 1e-4
-_LONG_ENOUGH_S = 0.5  # a quicker step is taken again: its least time counts
+_LONG_ENOUGH_S = 0.2  # a quicker step is taken again: its least time counts
 _MOST_TIMES = 9
 _GEMM_SIDE = 1024
 

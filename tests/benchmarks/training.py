@@ -1,0 +1,245 @@
+"""T1: one LoRA job's steps, ours against a tuned loop on transformers and PEFT; interleaved in one run.
+
+    veneer base random --shape qwen3-vl-2b --out DIR
+    python tests/benchmarks/training.py DIR [--dtype bfloat16|float32] [--rows 4] [--runs 5] [--threads 2] [--json]
+
+Same weights, rank and targets (r = 16 on all linears of the decoder), pictures, rows, precision, optimiser and threads.
+The peer is tuned: its vision features are its own business, so it computes them each step, but without a graph; no
+gradient checkpointing, SDPA, rows of one length in one batch without padding, logits of every position as it makes
+them. A step is `--rows` rows. Ours runs with cold features in the first epoch and with kept ones in the others; the
+figure of a job of three epochs is the mean over them. Each side's peak memory is measured in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from veneer.trainer.v1 import training_job_pb2
+from veneer_processing import Conversation, Message, Picture, Text
+from veneer_trainer.worker.loop.batches import Batches
+from veneer_trainer.worker.loop.features import FrozenFeatures
+from veneer_trainer.worker.loop.gauges import peak_memory_bytes, reset_peak_memory
+from veneer_trainer.worker.loop.learner import Learner
+from veneer_trainer.worker.loop.plan import Plan
+from veneer_trainer.worker.loop.rows import Row
+from veneer_trainer.worker.loop.run import processor_under
+from veneer_trainer.worker.loop.state import State
+from veneer_vlm.config import ModelConfig
+from veneer_vlm.weights import load
+
+SIDE = 448  # pixels: 196 visual tokens
+PROMPT_WORDS, ANSWER_WORDS = 50, 72
+EPOCHS = 3
+RATE = 1e-4
+PIXELS = SIDE * SIDE
+
+
+def spec(rows: int, dtype: str) -> training_job_pb2.TrainingSpec:
+    return training_job_pb2.TrainingSpec(
+        model="models/bench", epochs=EPOCHS, batch_size=rows, gradient_accumulation=1, max_length=1024,
+        max_pixels=PIXELS, dtype=f"DTYPE_{dtype.upper()}",
+        lora={"rank": 16, "alpha": 32.0, "dropout": 0.0, "target_modules": ["decoder"]},
+        optimizer={"learning_rate": RATE, "beta1": 0.9, "beta2": 0.999, "max_gradient_norm": 1.0},
+    )  # fmt: skip
+
+
+def encoded_rows(directory: Path, count: int) -> list[Row]:
+    processor = processor_under(directory, "0" * 64, PIXELS)
+    rows = []
+    for number in range(count):
+        rgb = np.random.default_rng(number).integers(0, 255, (SIDE, SIDE, 3), np.uint8)
+        picture = Picture.resized(hashlib.sha256(rgb.tobytes()).hexdigest(), rgb)
+        prompt, answer = " word" * PROMPT_WORDS, " word" * ANSWER_WORDS
+        conversation = Conversation((Message("user", (picture, Text(prompt))), Message("assistant", (Text(answer),))))
+        rows.append(Row(processor.encode(conversation, with_patches=False), (picture,)))
+    return rows
+
+
+class Ours:
+    """The worker's own step."""
+
+    def __init__(self, directory: Path, dtype: str, rows: int) -> None:
+        config = ModelConfig.from_directory(directory)
+        self.plan = Plan.of(spec(rows, dtype), config)
+        self.model = load(directory, self.plan.dtype)
+        self.state = State.fresh(config, self.plan)
+        self.processor = processor_under(directory, "0" * 64, PIXELS)
+        self.rows = encoded_rows(directory, rows)
+        self.warm = FrozenFeatures(self.model, 1 << 30)
+        self.learner = Learner(self.model, self.state, self.plan, self.warm)
+
+    def step(self, features: FrozenFeatures) -> float:
+        batch = Batches(self.processor, self.plan, features.known).step(self.rows)
+        self.learner.features = features
+        began_s = time.perf_counter()
+        self.learner.learn(batch, RATE)
+        return time.perf_counter() - began_s
+
+    def run(self) -> dict[str, float]:
+        cold_s = self.step(FrozenFeatures(self.model, 0))
+        first = self.state.figures.loss
+        if not self.warm.known(self.rows[0].pictures[0].sha256):
+            self.step(self.warm)
+        warm_s = self.step(self.warm)
+        return {"seconds": (cold_s + (EPOCHS - 1) * warm_s) / EPOCHS, "cold": cold_s, "warm": warm_s, "loss": first}
+
+
+class Peer:
+    """transformers and PEFT."""
+
+    def __init__(self, directory: Path, dtype: str, rows: int) -> None:
+        from peft import LoraConfig, get_peft_model
+        from transformers import Qwen3VLForConditionalGeneration
+
+        base = Qwen3VLForConditionalGeneration.from_pretrained(
+            directory, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+        )
+        names = Plan.of(spec(rows, dtype), ModelConfig.from_directory(directory)).target_modules
+        base.model.visual.requires_grad_(False)
+        self.model: Any = get_peft_model(
+            base, LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=list(names), bias="none")
+        )
+        self.model.train()
+        weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        self.weights = weights
+        self.optimizer = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.0, fused=True)
+        encoded = encoded_rows(directory, rows)
+        processor = processor_under(directory, "0" * 64, PIXELS)
+        ids = torch.from_numpy(np.stack([row.encoded.ids_T for row in encoded]))
+        supervised = torch.from_numpy(np.stack([row.encoded.supervised_T for row in encoded]))
+        self.batch = {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "mm_token_type_ids": (ids == base.config.image_token_id).int(),
+            "pixel_values": torch.from_numpy(
+                np.concatenate([processor.patches(picture) for row in encoded for picture in row.pictures])
+            ).to(getattr(torch, dtype)),
+            "image_grid_thw": torch.from_numpy(np.concatenate([row.encoded.grids_n_3 for row in encoded])),
+            "labels": torch.where(supervised, ids, -100),
+        }
+
+    def run(self) -> dict[str, float]:
+        began_s = time.perf_counter()
+        loss = self.model(**self.batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"seconds": time.perf_counter() - began_s, "loss": loss.item()}
+
+
+def serve(side: str, directory: Path, dtype: str, rows: int, threads: int, connection: Connection) -> None:
+    """A side's process: makes a step whenever it is asked."""
+    torch.set_num_threads(threads)
+    trained: Ours | Peer = Ours(directory, dtype, rows) if side == "ours" else Peer(directory, dtype, rows)
+    reset_peak_memory()
+    connection.send(None)
+    while connection.recv():
+        connection.send(trained.run() | {"peak_bytes": float(peak_memory_bytes())})
+
+
+def gemm_rate(directory: Path, dtype: str, tokens: int) -> float:
+    """FLOP/s of the decoder's forward products at this many tokens, weights packed once where oneDNN packs them."""
+    text = ModelConfig.from_directory(directory).text
+    queries = text.num_attention_heads * text.head_dim
+    keys = text.num_key_value_heads * text.head_dim
+    shapes = [
+        (text.hidden_size, queries + 2 * keys), (queries, text.hidden_size),
+        (text.hidden_size, 2 * text.intermediate_size), (text.intermediate_size, text.hidden_size),
+    ]  # fmt: skip
+    products: list[Callable[[], object]] = []
+    kind = getattr(torch, dtype)
+    for inputs, outputs in shapes:
+        x, weight = torch.randn(tokens, inputs).to(kind), torch.randn(outputs, inputs).to(kind)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, tokens)
+        products.append(
+            lambda x=x, packed=packed: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")  # type: ignore[misc]
+        )
+    seconds = []
+    for _ in range(3):
+        began_s = time.perf_counter()
+        for product in products:
+            product()
+        seconds.append(time.perf_counter() - began_s)
+    return float(2 * tokens * sum(inputs * outputs for inputs, outputs in shapes) / min(seconds))
+
+
+def flops_of_a_step(directory: Path, tokens: int) -> float:
+    """Forward and backward through the decoder's frozen linears, with no gradient of a weight."""
+    text = ModelConfig.from_directory(directory).text
+    queries = text.num_attention_heads * text.head_dim
+    keys = text.num_key_value_heads * text.head_dim
+    weights = text.hidden_size * (2 * queries + 2 * keys + 3 * text.intermediate_size) * text.num_hidden_layers
+    return 4.0 * weights * tokens
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--json", action="store_true")
+    told = parser.parse_args()
+    torch.set_num_threads(told.threads)
+    context = multiprocessing.get_context("spawn")
+    sides: dict[str, Connection] = {}
+    for side in ("ours", "peer"):
+        here, there = context.Pipe()
+        arguments = (side, told.directory, told.dtype, told.rows, told.threads, there)
+        context.Process(target=serve, args=arguments, daemon=True).start()
+        sides[side] = here
+        here.recv()
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    tokens = told.rows * len(encoded_rows(told.directory, 1)[0].encoded.ids_T)
+    rates = []
+    for _ in range(told.runs + 1):  # the first warms up
+        rates.append(gemm_rate(told.directory, told.dtype, tokens))
+        for side, connection in sides.items():
+            connection.send(True)
+            found[side].append(connection.recv())
+    for connection in sides.values():
+        connection.send(False)
+    ours, peer = found["ours"][1:], found["peer"][1:]
+    ratios = [theirs["seconds"] / own["seconds"] for own, theirs in zip(ours, peer, strict=True)]
+    rate = statistics.median(rates[1:])
+    used = [flops_of_a_step(told.directory, tokens) / own["warm"] / at for own, at in zip(ours, rates[1:], strict=True)]
+    figures = {
+        "tokens_per_step": tokens,
+        "ours_s": statistics.median(own["seconds"] for own in ours),
+        "ours_cold_s": statistics.median(own["cold"] for own in ours),
+        "ours_warm_s": statistics.median(own["warm"] for own in ours),
+        "peer_s": statistics.median(theirs["seconds"] for theirs in peer),
+        "ratio": statistics.median(ratios),
+        "ratio_least": min(ratios),
+        "ratio_greatest": max(ratios),
+        "gemm_gflops": rate / 1e9,
+        "share_of_gemm": statistics.median(used),
+        "ours_peak_gb": max(own["peak_bytes"] for own in ours) / 1e9,
+        "peer_peak_gb": max(theirs["peak_bytes"] for theirs in peer) / 1e9,
+        "first_loss_ours": found["ours"][0]["loss"],
+        "first_loss_peer": found["peer"][0]["loss"],
+    }
+    if told.json:
+        print(json.dumps(figures))
+        return
+    for name, figure in figures.items():
+        print(f"{name:18} {figure:,.3f}")
+
+
+if __name__ == "__main__":
+    main()
