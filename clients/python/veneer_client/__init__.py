@@ -16,6 +16,7 @@
 
 from veneer_client._adapter_diff import AdapterDiff, Change
 from veneer_client._address import Cluster
+from veneer_client._batch import Batch
 from veneer_client._client import AsyncClient, Client
 from veneer_client._comparison import Comparison, Difference
 from veneer_client._conversation import Image, ImageError, Question, message
@@ -34,6 +35,7 @@ from veneer_client._errors import (
     InvalidArgument,
     NotComparable,
     NotFound,
+    OtherAnswers,
     OutOfRange,
     PermissionDenied,
     ResourceExhausted,
@@ -53,6 +55,7 @@ __all__ = [
     "AdapterDiff",
     "AlreadyExists",
     "AsyncClient",
+    "Batch",
     "Cancelled",
     "Change",
     "Client",
@@ -72,6 +75,7 @@ __all__ = [
     "InvalidArgument",
     "NotComparable",
     "NotFound",
+    "OtherAnswers",
     "OutOfRange",
     "PermissionDenied",
     "Push",

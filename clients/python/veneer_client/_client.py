@@ -1,17 +1,22 @@
 """The clients: one object for a whole cluster, async or sync."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+from veneer.dataset.v1.conversation_pb2 import Message
+from veneer.dataset.v1.dataset_service_pb2 import PICTURE_FORM_ORIGINAL
+from veneer.inference.v1.inference_service_pb2 import GenerateResponse
 from veneer.trainer.v1.training_job_pb2 import TrainingJob, TrainingSpec
 from veneer_client import _adapter_diff, _address
 from veneer_client._adapter_diff import AdapterDiff
 from veneer_client._adapters import AsyncAdapters
 from veneer_client._address import Cluster
 from veneer_client._answers import Answers
+from veneer_client._batch import Batch
 from veneer_client._calls import Connection
 from veneer_client._datasets import AsyncDatasets
 from veneer_client._errors import FailedPrecondition, NotFound
@@ -20,6 +25,8 @@ from veneer_client._jobs import AsyncJobs
 from veneer_client._loop import Blocking, Face, Iterating, LoopThread
 from veneer_client._models import AsyncModels
 from veneer_client._replicas import Replicas
+
+BATCH_ANSWER_TIMEOUT_S = 3600.0  # of one answer, in a batch that nobody waits for
 
 
 class AsyncClient(Answers):
@@ -80,6 +87,62 @@ class AsyncClient(Answers):
                 data = await self.datasets.diff(*sets)
         parameters = _adapter_diff.parameters(old, new)
         return AdapterDiff(old, new, data, parameters, _adapter_diff.metrics(old, new, olds, news))
+
+    async def generate_split(
+        self,
+        dataset: str,
+        out: str | Path,
+        *,
+        adapter: str | None = None,
+        model: str | None = None,
+        split: str = "test",
+        prompt: str = "",
+        max_tokens: int = 256,
+        in_flight: int = 64,
+        on_progress: Callable[[Batch], None] = lambda batch: None,
+    ) -> Batch:
+        """Answers every row of a split into a file of JSON lines; goes on with what a broken run has left.
+
+        Args:
+            dataset: `digits` for the newest version, `digits@<digest>` for another.
+            out: the file. A row that it has an answer to is not asked again.
+            adapter: who answers: `digits` (its production version, as it is now), `digits@3`. Default: the base.
+            model: the base, where no adapter is named. Default: the only one there is.
+            split: which of its splits.
+            prompt: replaces each row's question.
+            max_tokens: of an answer.
+            in_flight: rows that are asked at once: as many as the replicas have room for, and some that wait.
+            on_progress: is told after each row.
+
+        Raises:
+            OtherAnswers: the file was made of another version, of other rows or with other settings.
+            NotFound: the data, or who answers.
+        """
+        rows = await self.datasets.get_version(dataset)
+        asked: dict[str, Any] = {"dataset_version": rows.name, "split": split}
+        if adapter:
+            who = await self.adapters.get_version(adapter)
+            asked |= {"answered_by": who.name, "digest": who.digest}
+        else:
+            base = await self.models.get(await self.models.name_or_only(model))
+            asked |= {"answered_by": base.name, "digest": base.digest}
+        count = next((each.row_count for each in rows.splits if each.split == split), None)
+        if count is None:
+            names = ", ".join(each.split for each in rows.splits)
+            raise NotFound("SPLIT_UNKNOWN", f"{rows.name} has {names}, not {split}", resource=rows.name)
+        batch = Batch(Path(out), asked | {"prompt": prompt, "max_tokens": max_tokens}, count)
+        await asyncio.to_thread(batch.resume)
+        first = next((index for index in range(count) if index not in batch.done), None)
+        if first is None:
+            return batch
+        examples = self.datasets.examples(rows.name, split, offset=first, picture_form=PICTURE_FORM_ORIGINAL)
+
+        def answer(prompt: Sequence[Message]) -> Awaitable[GenerateResponse]:
+            which = {"adapter": asked["answered_by"]} if adapter else {"model": asked["answered_by"]}
+            return self.generate(prompt, max_tokens=max_tokens, timeout_s=BATCH_ANSWER_TIMEOUT_S, **which)
+
+        await batch.run(examples, answer, in_flight, on_progress)
+        return batch
 
     async def reproduce(self, name: str, *, into: str = "", request_id: str = "") -> TrainingJob:
         """Queues the job of an adapter version again; its new version has the same digest where all is as it was.
@@ -230,6 +293,7 @@ class Client(Face[AsyncClient]):
     score = Blocking(AsyncClient.score)
     count_tokens = Blocking(AsyncClient.count_tokens)
     adapter_diff = Blocking(AsyncClient.adapter_diff)
+    generate_split = Blocking(AsyncClient.generate_split)
     reproduce = Blocking(AsyncClient.reproduce)
     resident_models = Blocking(AsyncClient.resident_models)
     loaded_adapters = Iterating(AsyncClient.loaded_adapters)

@@ -4,6 +4,7 @@ VeneerError
 ├── ClusterNotFound         no address or token was given, and no cluster runs here
 ├── FolderError             the folder to send cannot be understood
 ├── NotComparable           two evaluations share no rows or no metric
+├── OtherAnswers            a file of answers to another question cannot be gone on with
 ├── WorkFailed              a job or an evaluation ended without success; `.resource` is the whole of it
 └── StatusError             a service refused, or could not be reached
     ├── Aborted             a conflict: read again, then try the whole operation again
@@ -55,6 +56,10 @@ class FolderError(VeneerError):
 
 class NotComparable(VeneerError):
     """Two evaluations that have no rows or no metric in common."""
+
+
+class OtherAnswers(VeneerError):
+    """A file of answers that were given by another, or to another question; the text says which."""
 
 
 class WorkFailed(VeneerError):

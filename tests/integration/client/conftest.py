@@ -8,10 +8,12 @@ It keeps what it was told (`cluster.requests`), and fails when it is told to (`c
 import asyncio
 import hashlib
 import json
+import tomllib
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +38,11 @@ from veneer.trainer.v1 import (
     training_service_pb2,
     training_service_pb2_grpc,
 )
-from veneer_client import Client
+from veneer_client import Client, cli
 from veneer_client._loop import LoopThread
 
 TOKEN = "vnr_test"
+PROJECT = Path(__file__).parents[3] / "pyproject.toml"
 Job = training_job_pb2.TrainingJob
 State = training_job_pb2.JobState
 
@@ -69,13 +72,17 @@ class FakeCluster:
     adapters: dict[str, Any] = field(default_factory=dict)
     adapter_versions: dict[str, Any] = field(default_factory=dict)
     moves: list[Any] = field(default_factory=list)
+    examples: list[Any] = field(default_factory=list)
+    imported: dict[str, bytes] = field(default_factory=dict)
     evaluations: dict[str, Any] = field(default_factory=dict)
+    samples: dict[str, list[Any]] = field(default_factory=dict)
     results: dict[str, Any] = field(default_factory=dict)
     requests: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
     faults: dict[str, list[Fault]] = field(default_factory=lambda: defaultdict(list))
     answered_by: list[str] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
     bases: int = 1
+    code_version: str = "1"
     steps: int = 5
     end: Any = State.JOB_STATE_SUCCEEDED
     step_s: float = 0.0
@@ -259,6 +266,12 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
         rest = str(start + 2) if start + 2 < len(found) else ""
         return dataset_service_pb2.ListFindingsResponse(findings=found[start : start + 2], next_page_token=rest)
 
+    async def ReadExamples(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        await self.cluster.begin("ReadExamples", request, context)
+        rows = self.cluster.examples[request.offset :]
+        for row in rows[: request.limit] if request.limit else rows:
+            yield dataset_service_pb2.ReadExamplesResponse(example=row)
+
 
 class TrainerService(training_service_pb2_grpc.TrainerServiceServicer):
     def __init__(self, cluster: FakeCluster) -> None:
@@ -344,12 +357,16 @@ class TrainerService(training_service_pb2_grpc.TrainerServiceServicer):
         if adapter.latest_version == 1:
             adapter.aliases["production"] = 1
         name = f"{adapter.name}/versions/{adapter.latest_version}"
-        version = adapter_pb2.AdapterVersion(name=name, digest=hashlib.sha256(name.encode()).hexdigest())
+        seal = f"{job.spec.dataset_version} {job.spec.seed} {job.spec.lora.rank}".encode()
+        version = adapter_pb2.AdapterVersion(name=name, digest=hashlib.sha256(seal).hexdigest())
         for path, data in self.cluster.files.items():
             version.files.add(path=path, digest=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
         version.size_bytes = sum(map(len, self.cluster.files.values()))
         version.lora.rank = job.spec.lora.rank or 8
         version.lineage.training_job = job.name
+        version.lineage.spec.CopyFrom(job.spec)
+        version.lineage.code_version = self.cluster.code_version
+        version.final_progress.CopyFrom(job.progress)
         self.cluster.adapter_versions[name] = version
         return name
 
@@ -448,6 +465,43 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
         adapter.aliases[alias] = number
         return adapter
 
+    async def UpdateAdapter(self, request: Any, context: Any) -> Any:
+        await self.cluster.begin("UpdateAdapter", request, context)
+        adapter = self.cluster.adapters[request.adapter.name]
+        assert list(request.update_mask.paths) == ["traffic_split"]
+        adapter.ClearField("traffic_split")
+        if request.adapter.HasField("traffic_split"):
+            adapter.traffic_split.CopyFrom(request.adapter.traffic_split)
+        return adapter
+
+    async def DeleteAdapterVersion(self, request: Any, context: Any) -> Any:
+        await self.cluster.begin("DeleteAdapterVersion", request, context)
+        parent, _, number = request.name.partition("/versions/")
+        if int(number) in self.cluster.adapters[parent].aliases.values():
+            message = f"{request.name} is named by alias production"
+            await refuse(context, Fault(grpc.StatusCode.FAILED_PRECONDITION, "VERSION_IN_USE", message))
+        del self.cluster.adapter_versions[request.name]
+        return empty_pb2.Empty()
+
+    async def ImportAdapterVersion(self, requests: AsyncIterator[Any], context: Any) -> Any:
+        header, files, sizes = None, dict[str, bytes](), dict[str, int]()
+        async for request in requests:
+            if request.HasField("header"):
+                header = request.header
+                await self.cluster.begin("ImportAdapterVersion", header, context)
+                continue
+            piece = request.file
+            assert len(piece.data) <= 1 << 20
+            files[piece.path] = files.get(piece.path, b"") + piece.data
+            sizes[piece.path] = piece.size_bytes
+        assert sizes == {path: len(data) for path, data in files.items()}
+        self.cluster.imported = files
+        adapter = self.cluster.adapters.setdefault(header.adapter, adapter_pb2.Adapter(name=header.adapter))
+        adapter.latest_version += 1
+        version = adapter_pb2.AdapterVersion(name=f"{adapter.name}/versions/{adapter.latest_version}", digest="ef" * 32)
+        version.lineage.imported.description = header.description
+        return self.cluster.adapter_versions.setdefault(version.name, version)
+
     async def ListAliasMoves(self, request: Any, context: Any) -> Any:
         await self.cluster.begin("ListAliasMoves", request, context)
         return adapter_service_pb2.ListAliasMovesResponse(alias_moves=self.cluster.moves)
@@ -496,9 +550,19 @@ class EvaluationService(evaluation_service_pb2_grpc.EvaluationServiceServicer):
         evaluation.state = self.cluster.end
         yield evaluation_service_pb2.WatchEvaluationResponse(evaluation=evaluation)
 
+    async def ListEvaluations(self, request: Any, context: Any) -> Any:
+        await self.cluster.begin("ListEvaluations", request, context)
+        newest = reversed(self.cluster.evaluations.values())
+        found = [each for each in newest if request.subject in ("", each.spec.subject)]
+        return evaluation_service_pb2.ListEvaluationsResponse(evaluations=found)
+
+    async def CreateJudgement(self, request: Any, context: Any) -> Any:
+        await self.cluster.begin("CreateJudgement", request, context)
+        return request.judgement
+
     async def ListSamples(self, request: Any, context: Any) -> Any:
         await self.cluster.begin("ListSamples", request, context)
-        samples = [evaluation_pb2.Sample(index=0, expected="7", answer="1")]
+        samples = self.cluster.samples.get(request.parent, [evaluation_pb2.Sample(index=0, expected="7", answer="1")])
         return evaluation_service_pb2.ListSamplesResponse(samples=samples)
 
 
@@ -511,7 +575,8 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
         self.cluster.answered_by.append(self.replica)
         served = inference_pb2.ServedBy(model="models/tiny", replica=self.replica)
         if request.model.startswith("adapters/"):
-            served.adapter_version = f"{request.model.partition('@')[0]}/versions/1"
+            name = request.model.partition("@")[0]
+            served.adapter_version = name if "/versions/" in name else f"{name}/versions/1"
         return served
 
     def words(self, request: Any) -> list[str]:
@@ -655,3 +720,52 @@ def folder(tmp_path: Path) -> Path:
     (root / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (root / "test.jsonl").write_text(json.dumps({"image": "3.png", "text": "3"}) + "\n")
     return root
+
+
+def commands() -> list[EntryPoint]:
+    """The client's commands, as `pyproject.toml` registers them: what is installed may be older."""
+    registered = tomllib.loads(PROJECT.read_text("utf-8"))["project"]["entry-points"][cli.COMMANDS]
+    return [
+        EntryPoint(name, at, cli.COMMANDS)
+        for name, at in registered.items()
+        if at.startswith("veneer_client.commands.")
+    ]
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def veneer(running: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Runs a command line against the fake cluster, which the environment names."""
+    where = running.where()
+    monkeypatch.setenv("VENEER_DATASET", where["dataset"])
+    monkeypatch.setenv("VENEER_TRAINER", where["trainer"])
+    monkeypatch.setenv("VENEER_INFERENCE", ", ".join(where["inference"]))
+    monkeypatch.setenv("VENEER_TOKEN", where["token"])
+    monkeypatch.setattr(cli, "entry_points", lambda group: commands())
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr("sys.argv", ["veneer", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        captured = capsys.readouterr()
+        return Result(int(left.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def trained(veneer: Callable[..., Result], folder: Path) -> Callable[..., Result]:
+    """The same after a push and a job that published `digits@1`."""
+    assert veneer("dataset", "push", folder, "--name", "digits").code == 0
+    assert veneer("train", "digits", "--adapter", "digits", "--rank", 16, "--watch").code == 0
+    return veneer

@@ -10,8 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -19,74 +17,9 @@ import pytest
 from rich.console import Console
 
 from veneer.trainer.v1.training_job_pb2 import JobState
-from veneer_client import cli
 from veneer_client.commands import screen
 
-COMMANDS = {
-    "adapters.download": "adapters:download",
-    "adapters.list": "adapters:list_adapters",
-    "adapters.log": "adapters:log",
-    "adapters.promote": "adapters:promote",
-    "adapters.rollback": "adapters:rollback",
-    "adapters.show": "adapters:show",
-    "chat": "chat:chat",
-    "dataset.list": "dataset:list_datasets",
-    "dataset.push": "dataset:push",
-    "dataset.show": "dataset:show",
-    "eval": "evaluation:evaluate",
-    "jobs.cancel": "train:cancel",
-    "jobs.list": "train:list_jobs",
-    "jobs.pause": "train:pause",
-    "jobs.resume": "train:resume",
-    "jobs.retry": "train:retry",
-    "jobs.show": "train:show",
-    "jobs.watch": "train:watch",
-    "models.list": "models:list_models",
-    "train": "train:train",
-}
-
-
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Veneer = Callable[..., Result]
-
-
-@pytest.fixture
-def veneer(running: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Veneer:
-    """Runs a command line against the fake cluster, which the environment names."""
-    where = running.where()
-    monkeypatch.setenv("VENEER_DATASET", where["dataset"])
-    monkeypatch.setenv("VENEER_TRAINER", where["trainer"])
-    monkeypatch.setenv("VENEER_INFERENCE", ", ".join(where["inference"]))
-    monkeypatch.setenv("VENEER_TOKEN", where["token"])
-    entries = [EntryPoint(name, f"veneer_client.commands.{at}", cli.COMMANDS) for name, at in COMMANDS.items()]
-    monkeypatch.setattr(cli, "entry_points", lambda group: entries)
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr("sys.argv", ["veneer", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        captured = capsys.readouterr()
-        return Result(int(left.value.code or 0), captured.out, captured.err)
-
-    return run
-
-
-@pytest.fixture
-def trained(veneer: Veneer, folder: Path) -> Veneer:
-    """The same after a push and a job that published `digits@1`."""
-    assert veneer("dataset", "push", folder, "--name", "digits").code == 0
-    assert veneer("train", "digits", "--adapter", "digits", "--rank", 16, "--watch").code == 0
-    return veneer
+Veneer = Callable[..., Any]
 
 
 def test_push_prints_digest_report_and_findings(veneer: Veneer, folder: Path) -> None:

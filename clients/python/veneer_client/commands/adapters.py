@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from veneer.trainer.v1.adapter_pb2 import Adapter
+from veneer.trainer.v1.adapter_pb2 import Adapter, AliasMove
 from veneer_client._names import short
 from veneer_client.commands import screen
 from veneer_client.commands.options import Directory, Json, connect
@@ -13,6 +13,14 @@ from veneer_client.commands.options import Directory, Json, connect
 Name = Annotated[str, typer.Argument(help="The adapter.")]
 Alias = Annotated[str, typer.Option(help="The alias to move.")]
 Reason = Annotated[str, typer.Option(help="Why, for the log.")]
+Condition = Annotated[
+    str,
+    typer.Option(
+        "--if",
+        "--condition",
+        help='A gate over its evaluations: "exact_match >= 0.9 and exact_match >= production".',
+    ),
+]
 
 
 def list_adapters(json: Json = False, directory: Directory = None) -> None:
@@ -53,7 +61,12 @@ def show(name: Name, json: Json = False, directory: Directory = None) -> None:
         listed = [screen.as_json(version) for version in versions]
         screen.print_json({"adapter": screen.as_json(adapter), "versions": listed})
         return
-    screen.print_facts([("adapter", adapter.name), ("model", short(adapter.model)), ("aliases", _aliases(adapter))])
+    split = adapter.traffic_split
+    share = (
+        f"{split.alias} takes {100 * split.share:.4g} % of the requests" if adapter.HasField("traffic_split") else ""
+    )
+    facts = [("adapter", adapter.name), ("model", short(adapter.model)), ("aliases", _aliases(adapter))]
+    screen.print_facts([*facts, ("traffic", share)])
     rows = [
         (
             version.name.rpartition("/")[2],
@@ -74,7 +87,7 @@ def promote(
     name: Name,
     version: Annotated[int, typer.Argument(min=1, help="The version's number.")],
     alias: Alias = "production",
-    condition: Annotated[str, typer.Option(help='A gate, such as "exact_match >= 0.9".')] = "",
+    condition: Condition = "",
     reason: Reason = "",
     json: Json = False,
     directory: Directory = None,
@@ -82,11 +95,11 @@ def promote(
     """Points an alias at a version. Requests that name the adapter alone are answered by `production`.
 
     Example:
-        veneer adapters promote digits 2 --reason "95 % on the test split"
+        veneer adapters promote digits 2 --if "exact_match >= 0.9 and exact_match >= production"
     """
     with connect(directory) as client:
         adapter = client.adapters.promote(name, version, alias=alias, condition=condition, reason=reason)
-    _print_aliases(adapter, json)
+    print_aliases(adapter, json)
 
 
 def rollback(
@@ -103,7 +116,7 @@ def rollback(
     """
     with connect(directory) as client:
         adapter = client.adapters.rollback(name, alias=alias, reason=reason)
-    _print_aliases(adapter, json)
+    print_aliases(adapter, json)
 
 
 def log(name: Name, json: Json = False, directory: Directory = None) -> None:
@@ -121,7 +134,7 @@ def log(name: Name, json: Json = False, directory: Directory = None) -> None:
         (
             screen.time(move.move_time),
             move.alias,
-            f"{move.from_version or 'nothing'} -> {move.to_version or 'nothing'}",
+            _move(move),
             move.actor,
             move.reason,
         )
@@ -150,11 +163,18 @@ def download(
         print(f"{folder}: {', '.join(files)}")
 
 
+def _move(move: AliasMove) -> str:
+    if move.from_version == move.to_version:
+        return str(move.to_version)
+    return f"{move.from_version or 'nothing'} -> {move.to_version or 'nothing'}"
+
+
 def _aliases(adapter: Adapter) -> str:
     return ", ".join(f"{alias} = {number}" for alias, number in sorted(adapter.aliases.items()))
 
 
-def _print_aliases(adapter: Adapter, json: bool) -> None:
+def print_aliases(adapter: Adapter, json: bool) -> None:
+    """Prints where an adapter's aliases point now."""
     if json:
         screen.print_json(screen.as_json(adapter))
     else:
