@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,12 +75,12 @@ class Cluster:
         return "\n".join(f"=== {name}\n{tail}" for name, tail in sorted(tails.items()))
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """A cluster of its own for a module; what it leaves is removed."""
+@contextmanager
+def running(*flags: object) -> Iterator[Cluster]:
+    """A cluster of its own; what it leaves is removed."""
     root = Path(tempfile.mkdtemp(prefix="veneer-e2e-"))
     try:
-        veneer("up", "--detach", directory=root)
+        veneer("up", "--detach", *flags, directory=root)
         folder = Folder(root)
         pids = [process.pid for process in folder.read_state().processes]  # type: ignore[union-attr]
         with Client(directory=root) as client:
@@ -90,6 +91,20 @@ def cluster() -> Iterator[Cluster]:
         assert not [pid for pid in pids if psutil.pid_exists(pid)], "the cluster left processes behind"
     finally:
         shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A cluster for a module."""
+    with running() as made:
+        yield made
+
+
+@pytest.fixture
+def pair() -> Iterator[Cluster]:
+    """A cluster whose inference service has two replicas."""
+    with running("--replicas", 2) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

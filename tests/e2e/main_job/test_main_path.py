@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from veneer_client import Client, InvalidArgument, NotFound, Unauthenticated
+from veneer_client.commands.evaluation import METRICS, report
 
 NODE = Path(__file__).parents[3] / "clients" / "node"
 QUESTION = "Which digit is this? Answer with one digit from 0 to 9."
@@ -76,7 +77,15 @@ def test_later_versions_answer_once_they_are_promoted(cluster: Any, folder: Path
     client.adapters.promote("promoted", 2)
     cluster.until(lambda: served() == second.name, within_s=10)
     client.adapters.rollback("promoted")
-    cluster.until(lambda: served() == first.name, within_s=10)
+    cluster.until(lambda: served() == first.name, within_s=5)
+
+    client.adapters.canary("promoted", 2, 1.0, min_judgement=0.5, min_answers=2)
+    cluster.until(lambda: served() == second.name, within_s=5)
+    for comment in ("no digit", "no digit either"):
+        client.evaluations.judge("promoted@2", 0.0, comment=comment)
+    cluster.until(lambda: served() == first.name, within_s=5)
+    move = next(iter(client.adapters.log("promoted")))
+    assert (move.alias, move.to_version, move.actor) == ("canary", 1, "rollback policy")
 
 
 def test_a_swap_breaks_no_stream_and_each_answer_names_its_version(cluster: Any, folder: Path) -> None:
@@ -124,6 +133,29 @@ def test_the_same_job_twice_is_the_same_adapter(cluster: Any, folder: Path) -> N
     jobs = [client.jobs.train("twice", f"twice-{name}", steps=3, rank=4, seed=7) for name in "ab"]
     one, other = (client.adapters.get_version(client.jobs.wait(job.name).adapter_version) for job in jobs)
     assert one.digest == other.digest
+    again = client.jobs.wait(client.reproduce(one.name, into="twice-c").name)  # from its lineage alone
+    assert client.adapters.get_version(again.adapter_version).digest == one.digest
+    diff = client.adapter_diff("twice-a@1", "twice-c@1")
+    assert [change.name for change in diff.parameters] == ["adapter"]
+
+
+def test_every_row_is_answered_evaluated_and_shown(cluster: Any, folder: Path, tmp_path: Path) -> None:
+    client: Client = cluster.client
+    client.datasets.push(folder, "batch")
+    made = client.evaluations.create("batch", metrics=METRICS, max_tokens=4)
+    out = tmp_path / "answers.jsonl"
+    batch = client.generate_split("batch", out, max_tokens=4)
+    assert (len(batch.done), batch.failed) == (24, 0)
+    lines = {line["row_digest"]: line for line in map(json.loads, out.read_text("utf-8").splitlines())}
+    evaluation = client.evaluations.wait(made.name)
+    assert {metric.metric for metric in evaluation.metrics} == set(METRICS)
+    assert all(metric.low <= metric.value <= metric.high for metric in evaluation.metrics)
+    for sample in client.evaluations.samples(made.name):
+        line = lines[sample.row_digest]
+        assert (line["prompt"], line["expected"]) == (sample.prompt, sample.expected)
+    page = tmp_path / "page.html"
+    report(made.name, page, against="", samples=200, json=False, directory=cluster.folder.root)
+    assert page.read_text("utf-8").count("data:image/png;base64,") == 24
 
 
 def test_tenants_see_nothing_of_each_other(cluster: Any, folder: Path) -> None:

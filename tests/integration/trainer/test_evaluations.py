@@ -187,13 +187,39 @@ def test_a_gate_holds_figures_against_numbers_and_production(trainer: Trainer, w
         request = adapters_pb.PromoteAdapterVersionRequest(name=second.name, condition=condition)
         return adapters.PromoteAdapterVersion(request)
 
-    closed = (Code.FAILED_PRECONDITION, "GATE_NOT_MET")
-    assert refusal(lambda: promote("exact_match >= 0.5")) == closed  # no figures yet
-    for subject, figure in ((first.name, 0.6), (second.name, 0.8)):
-        evaluate(trainer, kit, subject)
+    def production() -> int:
+        return int(adapters.GetAdapter(adapters_pb.GetAdapterRequest(name="adapters/digits")).aliases["production"])
+
+    def closed(condition: str) -> str:
+        """A promotion is refused, in words, and nothing moves."""
+        moves = adapters.ListAliasMoves(adapters_pb.ListAliasMovesRequest(parent="adapters/digits"))
+        with pytest.raises(grpc.RpcError) as caught:
+            promote(condition)
+        assert caught.value.code() == Code.FAILED_PRECONDITION
+        assert production() == 1
+        assert moves == adapters.ListAliasMoves(adapters_pb.ListAliasMovesRequest(parent="adapters/digits"))
+        return str(caught.value.details())
+
+    assert "no succeeded evaluation has exact_match" in closed("exact_match >= 0.5")
+    evaluate(trainer, kit, second.name, split="validation")
+    run(worker, 0.99)
+    evaluate(trainer, kit, first.name)
+    attempt = worker.acquire(10).attempt  # it never ends well: its figures count for nothing
+    put(worker, attempt, samples(2, 2), 0.1)
+    worker.finish(attempt, failed=job_pb.Failure(reason="BROKEN", message="x"))
+    assert "production has no exact_match on the same rows" in closed("exact_match >= production")
+    evaluate(trainer, kit, first.name)
+    run(worker, 0.6)
+    assert "production has no exact_match on the same rows" in closed("exact_match >= production")  # other rows
+    for figure in (0.3, 0.8):  # the newest counts
+        evaluate(trainer, kit, second.name)
         run(worker, figure)
-    assert refusal(lambda: promote("exact_match >= 0.9 and exact_match >= production")) == closed
-    assert refusal(lambda: promote("exact_match < production")) == closed
+    both = "exact_match >= 0.9 and exact_match >= production"
+    assert "exact_match is 0.8, which is not >= 0.9" in closed(both)
+    assert "exact_match is 0.8, which is not < production (0.6)" in closed(
+        "exact_match >= 0.5 and exact_match < production"
+    )
+    assert "no succeeded evaluation has cer" in closed("exact_match >= 0.5 and cer <= 0.1")
     assert promote("exact_match >= 0.75 and exact_match > production").aliases["production"] == 2
 
 

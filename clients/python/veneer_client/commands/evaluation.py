@@ -22,7 +22,7 @@ from veneer_client.commands.watching import watch_evaluation
 
 _SHOWN_MISSES = 5
 _SHOWN_CHARS = 60
-METRICS = "exact_match, field_match, field_f1, cer, anls, rouge_l"
+METRICS = ("exact_match", "field_match", "field_f1", "cer", "anls", "rouge_l")
 
 
 def evaluate(
@@ -32,7 +32,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="The rows to ask.")] = "test",
     prompt: Annotated[str, typer.Option(help="Replaces each row's question.")] = "",
     max_samples: Annotated[int, typer.Option(min=0, help="Rows to ask at most; 0 asks all.")] = 0,
-    metric: Annotated[list[str] | None, typer.Option(help=f"{METRICS}; may be repeated.")] = None,
+    metric: Annotated[list[str] | None, typer.Option(help=f"{', '.join(METRICS)}; may be repeated.")] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Queue it and return at once.")] = False,
     json: Json = False,
     directory: Directory = None,
