@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto lint types test test-long up demo demo-full base base-eval
+.PHONY: help setup proto lint types test test-long faults bench up demo demo-full base base-eval
 
 help: ## Show what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -32,6 +32,13 @@ test: setup ## Run every test that takes seconds
 
 test-long: setup ## Run the tests that train or start many processes, minutes each
 	$(BIN)/pytest -m e2e_long
+
+faults: setup ## Run the fault campaigns at full length and print their figures
+	$(BIN)/pytest -m e2e_long tests/integration tests/e2e/main_job
+
+bench: setup ## Measure inference; BASE=DIR holds a base of the full shape with random weights
+	for name in inference_adapters inference_pictures inference_slots; do $(BIN)/python tests/benchmarks/$$name.py $(BASE); done
+	$(BIN)/python tests/benchmarks/service_overhead.py && $(BIN)/python tests/benchmarks/train_and_serve.py --base $(BASE)
 
 demo: setup ## Learn handwriting and office documents in a cluster of this machine, and show both
 	$(BIN)/python -m veneer_cluster.demo
