@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -33,7 +34,28 @@ _AT_ONCE = 5_000
 _TENANT = "bench"
 
 
+@dataclass(frozen=True)
+class Peaks:
+    """Peak resident memory until then, in bytes, and how long it took."""
+
+    idle_bytes: int
+    made_bytes: int
+    read_bytes: int
+    made_s: float
+    read_s: float
+
+
 def main(count: int, gib: int) -> None:
+    peaks = measure(count, gib)
+    print(
+        f"{count:,} rows and pictures, {gib} GiB: {count / peaks.made_s:,.0f} rows/s made, "
+        f"{count / peaks.read_s:,.0f} rows/s read shuffled; peak {peaks.idle_bytes >> 20} MiB idle, "
+        f"{peaks.made_bytes >> 20} MiB made, {peaks.read_bytes >> 20} MiB read (bound {BOUND_BYTES >> 20}): "
+        f"{'within' if peaks.read_bytes < BOUND_BYTES else 'OVER'}"
+    )
+
+
+def measure(count: int, gib: int) -> Peaks:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         token = add_token(folder / "tokens.json", _TENANT, ["user"])
@@ -69,11 +91,7 @@ def main(count: int, gib: int) -> None:
             service.terminate()
             service.wait(60)
     assert read_rows == last.dataset_version.report.accepted_rows == count
-    print(
-        f"{count:,} rows and pictures, {gib} GiB: {count / made_s:,.0f} rows/s made, "
-        f"{count / read_s:,.0f} rows/s read shuffled; peak {idle_bytes >> 20} MiB idle, {made_bytes >> 20} MiB made, "
-        f"{peak_bytes >> 20} MiB read (bound {BOUND_BYTES >> 20}): {'within' if peak_bytes < BOUND_BYTES else 'OVER'}"
-    )
+    return Peaks(idle_bytes, made_bytes, peak_bytes, made_s, read_s)
 
 
 def _sparse(data: Path, pictures: list[str], size_bytes: int) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import tempfile
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,11 +26,12 @@ from veneer.dataset.v1.dataset_service_pb2 import (
 )
 from veneer_client._calls import FOLLOW_ATTEMPTS, STREAM_TIMEOUT_S, Patience, fill_request_id
 from veneer_client._errors import FailedPrecondition, Internal, NotFound, RowsRefused, StatusError
-from veneer_client._folder import LocalBlob, bytes_blob, read_folder, split_of
+from veneer_client._folder import LocalBlob, bytes_blob, read_folder
 from veneer_client._names import full, version
 from veneer_client._reading import DatasetReading
 from veneer_client._upload import upload
 
+CONVERTING = "converting"
 HASHING = "hashing"
 UPLOADING = "uploading"
 
@@ -39,8 +41,8 @@ class PushProgress:
     """How far a push is.
 
     Attributes:
-        phase: `hashing`, `uploading`, or what the service does: `reading rows`, `checking pictures`,
-            `counting tokens`, `writing`.
+        phase: `converting` (rows of tables), `hashing`, `uploading`, or what the service does: `reading rows`,
+            `checking pictures`, `counting tokens`, `writing`.
         done: files, bytes (while uploading), rows or pictures that are done in this phase.
         total: how many there are; 0 while unknown.
         remaining_s: until the version is made, as the service estimates; None while unknown.
@@ -92,7 +94,9 @@ class AsyncDatasets(DatasetReading):
         A push that broke off goes on where it was when it is called again.
 
         Args:
-            folder: holds `*.jsonl` and the pictures that its lines name by relative path.
+            folder: holds `*.jsonl` and the pictures that its lines name by relative path. Parquet files, and what
+                `save_to_disk` of `datasets` wrote, are taken too, pictures in them included; they are written out below
+                the machine's folder for temporary files first, which takes the room that the pictures take.
             name: the dataset, created when it does not exist.
             prompt: the dataset's default prompt, for plain pairs that have none of their own.
             model: counts tokens by this model's contract. Default: no counts.
@@ -106,16 +110,22 @@ class AsyncDatasets(DatasetReading):
             FolderError: the folder holds no rows, or changed meanwhile.
             RowsRefused: rows were refused and `strict` is set, or none was accepted; `.findings` says why.
         """
-        files = await asyncio.to_thread(
-            read_folder, Path(folder), lambda done, total: on_progress(PushProgress(HASHING, done, total))
-        )
+        with tempfile.TemporaryDirectory(prefix="veneer-push-") as scratch:
+            files = await asyncio.to_thread(
+                read_folder,
+                Path(folder),
+                Path(scratch),
+                lambda done, total: on_progress(PushProgress(HASHING, done, total)),
+                lambda done: on_progress(PushProgress(CONVERTING, done, 0)),
+            )
+            blobs = files.blobs()
+            sent_blobs, sent_bytes = await self.upload(blobs, on_progress)
         wanted = full("datasets", name)
-        blobs = files.blobs()
-        sent_blobs, sent_bytes = await self.upload(blobs, on_progress)
         request = CreateDatasetVersionRequest(
             parent=wanted,
             row_files=[
-                RowFile(path=rows.path, digest=rows.digest, split=split_of(rows.path)) for rows in files.row_files
+                RowFile(path=rows.path, digest=rows.digest, split=split)
+                for rows, split in zip(files.row_files, files.splits, strict=True)
             ],
             picture_manifest=files.manifest.digest,
             split_policy=split_policy,

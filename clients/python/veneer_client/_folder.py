@@ -1,10 +1,11 @@
 """A folder of rows and pictures as it lies on disk. Owns which files belong to a dataset; reads no row.
 
-The service reads rows, in whatever dialect: it gets the row files as they are, and a manifest that says which
-bytes each picture's path stands for.
+The service reads rows, in whatever dialect: it gets the row files as they are (tables written out as JSON lines), and a
+manifest that says which bytes each picture's path stands for.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from veneer_client._errors import FolderError
+from veneer_client._tables import TableWriter, find_tables
 
 # What the service cannot read is sent too: it then says so of the picture, not that the picture is missing.
 PICTURE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -52,9 +54,15 @@ class LocalBlob:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """The files of a dataset, row files and pictures sorted by path, and the manifest of the pictures."""
+    """The files of a dataset, and the manifest of its pictures.
+
+    Attributes:
+        row_files: JSON lines; one that was a table keeps its path, and line n is its row n.
+        splits: of each row file, empty where nothing says.
+    """
 
     row_files: tuple[LocalBlob, ...]
+    splits: tuple[str, ...]
     pictures: tuple[LocalBlob, ...]
     manifest: LocalBlob
 
@@ -64,33 +72,51 @@ class Folder:
         return tuple({blob.digest: blob for blob in every}.values())
 
 
-def read_folder(directory: Path, on_hashed: Callable[[int, int], None]) -> Folder:
-    """Finds and hashes a dataset's files: every `*.jsonl` and every picture, hidden ones left out.
+def read_folder(
+    directory: Path,
+    scratch: Path,
+    on_hashed: Callable[[int, int], None],
+    on_converted: Callable[[int], None] = lambda rows: None,
+) -> Folder:
+    """Finds and hashes a dataset's files: all rows and every picture, hidden ones left out.
+
+    Rows are `*.jsonl`, `*.parquet` and what `datasets` saved (arrow files).
 
     Args:
         directory: the data's root; paths in rows are relative to it.
+        scratch: an empty folder for what tables hold; it must live as long as the result is read.
         on_hashed: is told how many of how many files are hashed.
+        on_converted: is told how many rows of tables are written out.
 
     Raises:
         FolderError: no such folder, no row file in it, a file that cannot be read, or a name not in UTF-8.
     """
     if not directory.is_dir():
         raise FolderError(f"{directory} is no folder. Name the folder that holds train.jsonl")
+    directory = directory.absolute()
     paths = sorted(_files(directory))
-    rows = [path for path in paths if path.suffix.lower() == ".jsonl"]
-    pictures = [path for path in paths if path.suffix.lower() in PICTURE_SUFFIXES]
-    if not rows:
+    tables = find_tables(paths)
+    rows = [(_name(path, directory), path) for path in paths if path.suffix.lower() == ".jsonl"]
+    pictures = [(_name(path, directory), path) for path in paths if path.suffix.lower() in PICTURE_SUFFIXES]
+    if not rows and not tables:
         raise FolderError(
-            f"{directory} holds no *.jsonl file. Write train.jsonl there, a row a line, such as "
+            f"{directory} holds no *.jsonl, *.parquet or *.arrow file. Write train.jsonl there, a row a line, such as "
             '{"image": "images/001.jpg", "text": "a red fire engine"}'
         )
+    splits = [split_of(name) for name, _ in rows]
+    writer, converted = TableWriter(directory, scratch), itertools.count(1)
+    for table in tables:
+        name = _name(table.file, directory)
+        rows.append((name, writer.write(table, lambda: on_converted(next(converted)))))
+        splits.append(table.split or split_of(name) or split_of(name.rpartition("/")[0]))
+    pictures += writer.pictures()
     blobs: list[LocalBlob] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for blob in pool.map(lambda path: _hashed(path, directory), [*rows, *pictures]):
+        for blob in pool.map(_hashed, [*rows, *pictures]):
             blobs.append(blob)
             on_hashed(len(blobs), len(rows) + len(pictures))
     found = tuple(blobs[len(rows) :])
-    return Folder(tuple(blobs[: len(rows)]), found, _manifest(found))
+    return Folder(tuple(blobs[: len(rows)]), tuple(splits), found, _manifest(found))
 
 
 def split_of(path: str) -> str:
@@ -110,15 +136,21 @@ def _files(directory: Path) -> Iterator[Path]:
         yield from (Path(root, name) for name in names if not name.startswith("."))
 
 
-def _hashed(path: Path, directory: Path) -> LocalBlob:
+def _name(path: Path, directory: Path) -> str:
     name = path.relative_to(directory).as_posix()
     try:
         name.encode()
+    except UnicodeEncodeError as error:
+        raise FolderError(f"{name!r} in {directory} is not named in UTF-8. Rename it") from error
+    return name
+
+
+def _hashed(named: tuple[str, Path]) -> LocalBlob:
+    name, path = named
+    try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             return LocalBlob(name, digest, os.fstat(file.fileno()).st_size, path)
-    except UnicodeEncodeError as error:
-        raise FolderError(f"{name!r} in {directory} is not named in UTF-8. Rename it") from error
     except OSError as error:
         raise FolderError(f"{path} cannot be read: {error.strerror}") from error
 

@@ -15,7 +15,7 @@ from veneer_processing.errors import (
     ProcessingError,
     TemplateError,
 )
-from veneer_processing.pictures import MAX_PICTURE_PIXELS, decode_rgb, open_picture
+from veneer_processing.pictures import MAX_PICTURE_PIXELS, decode_image, decode_rgb, open_picture
 from veneer_processing.pixels import DEFAULT_MAX_PIXELS, PixelBounds
 from veneer_processing.processor import Encoded, Processor, TokenCounts
 from veneer_processing.tokenizer import SpecialIds
@@ -42,6 +42,7 @@ __all__ = [
     "TemplateError",
     "Text",
     "TokenCounts",
+    "decode_image",
     "decode_rgb",
     "open_picture",
 ]

@@ -16,6 +16,7 @@ from veneer_processing.errors import ConversationError, PictureError
 
 Role = Literal["system", "user", "assistant"]
 
+_ROLES = frozenset(get_args(Role))
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -106,7 +107,7 @@ class Message:
     supervised: bool = True
 
     def __post_init__(self) -> None:
-        if self.role not in get_args(Role):
+        if self.role not in _ROLES:
             raise ConversationError(f"a role is one of {', '.join(get_args(Role))}, got {str(self.role)[:80]!r}")
         if not self.parts:
             raise ConversationError(f"a message of role {self.role} has no part")
@@ -116,6 +117,8 @@ class Message:
     @property
     def text(self) -> str:
         """All its text in one."""
+        if len(self.parts) == 1 and isinstance(only := self.parts[0], Text):
+            return only.text
         return "".join(part.text for part in self.parts if isinstance(part, Text))
 
 

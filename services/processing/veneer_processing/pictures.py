@@ -66,6 +66,11 @@ def open_picture(data: bytes, max_pixels: int = MAX_PICTURE_PIXELS) -> Picture:
 
 def decode_rgb(data: bytes, max_pixels: int = MAX_PICTURE_PIXELS) -> NDArray[np.uint8]:
     """The upright picture as (height, width, 3) uint8; arguments and errors as for `open_picture`."""
+    return np.asarray(decode_image(data, max_pixels))
+
+
+def decode_image(data: bytes, max_pixels: int = MAX_PICTURE_PIXELS) -> Image.Image:
+    """The upright picture in RGB as Pillow holds it, for who resizes it at once; the rest as for `open_picture`."""
     kind = _kind(data)
     try:
         with _opened(kind, data) as image:
@@ -75,7 +80,7 @@ def decode_rgb(data: bytes, max_pixels: int = MAX_PICTURE_PIXELS) -> NDArray[np.
                 raise PictureError("the PNG is truncated: its end chunk is missing")
             upright = _UPRIGHT.get(_orientation(image))
             rgb = _rgb(image)
-            return np.asarray(rgb if upright is None else rgb.transpose(upright))
+            return rgb if upright is None else rgb.transpose(upright)
     except PictureError:
         raise
     except Image.DecompressionBombError as error:
@@ -133,6 +138,6 @@ def _rgb(image: Image.Image) -> Image.Image:
             grey8[grey16 == transparency] = 255
         return Image.fromarray(grey8).convert("RGB")
     if transparency is None and "A" not in image.getbands():
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")

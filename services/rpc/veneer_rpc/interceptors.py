@@ -306,8 +306,10 @@ def _reading(parse: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | N
 
 
 def _bounding(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes]:
+    """Serialises and bounds responses; bytes are one that a servicer serialised itself, off the event loop."""
+
     def serialize_bounded(response: Any) -> bytes:  # noqa: ANN401
-        raw = serialize(response) if serialize else response
+        raw = response if serialize is None or isinstance(response, bytes) else serialize(response)
         if len(raw) > MAX_MESSAGE_BYTES:  # gRPC would cut the call off without a word to the log
             raise ResourceExhausted(
                 "RESPONSE_TOO_LARGE", f"the response has {len(raw)} bytes, the limit is {MAX_MESSAGE_BYTES}"

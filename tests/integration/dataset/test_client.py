@@ -9,7 +9,9 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from veneer.dataset.v1 import dataset_service_pb2 as pb
 from veneer_base.synth import write_dataset
@@ -139,6 +141,27 @@ def test_diff_tells_added_gone_changed_and_moved(veneer: Veneer, name: str, tmp_
     assert [len(found[kind]) for kind in ("added", "gone", "changed", "moved")] == [1, 1, 1, 1]
     assert veneer("diff", name, name).startswith("0 added, 0 gone, 0 changed, 0 moved, 300 the same")
     assert "VERSION_NOT_FOUND" in veneer("diff", f"{name}@{'0' * 12}", name, code=1)
+
+
+def test_a_parquet_file_with_its_pictures(veneer: Veneer, name: str, tmp_path: Path) -> None:
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pictures = [png(41), png(42), b"no picture"]
+    table = pa.table(
+        {
+            "image": pa.array([{"bytes": each, "path": "x.png"} for each in [*pictures, pictures[0]]], image),
+            "text": ["一", "二", "三", "四"],
+        }
+    )
+    (tmp_path / "d").mkdir()
+    parquet.write_table(table, tmp_path / "d" / "test-00000-of-00001.parquet")
+    done = json.loads(veneer("push", tmp_path / "d", "--name", name, "--json"))
+    assert [(each["code"], each["path"], each["line"]) for each in done["findings"]] == [
+        ("PICTURE_BROKEN", "test-00000-of-00001.parquet", "3")
+    ]
+    assert [(each["split"], each["row_count"]) for each in done["version"]["splits"]] == [("test", "3")]
+    assert done["version"]["picture_count"] == "2"
+    rows = json.loads(veneer("sample", name, "--split", "test", "--json"))
+    assert {row["messages"][1]["parts"][0]["text"] for row in rows} == {"一", "二", "四"}
 
 
 def test_splits_by_content(veneer: Veneer, name: str, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Each warning about accepted rows, as a live server gives it: with its place, and the row kept."""
 
+import base64
 import io
 import uuid
 
@@ -20,11 +21,11 @@ def dataset(service: Service) -> str:
     return name
 
 
-def photograph(kind: str, **options: object) -> bytes:
+def photograph(kind: str, width: int = 160, height: int = 128, **options: object) -> bytes:
     """A picture with something in it, as a perceptual hash wants it."""
     noise = np.random.default_rng(5).integers(0, 255, (6, 8, 3), np.uint8)
     out = io.BytesIO()
-    Image.fromarray(noise).resize((160, 120), Image.Resampling.BICUBIC).save(out, kind, **options)
+    Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).save(out, kind, **options)
     return out.getvalue()
 
 
@@ -33,6 +34,7 @@ def test_pictures_twice_nearly_twice_in_two_splits_and_unused(service: Service, 
         "a.png": photograph("PNG"),
         "copy.png": photograph("PNG"),
         "nearly.jpg": photograph("JPEG", quality=60),
+        "icon.png": photograph("PNG", 64, 64),  # too small to be called alike
         "other.png": png(9, 160, 120),
         "thin.png": png(10, 900, 30),
         "unused.png": png(11),
@@ -44,6 +46,8 @@ def test_pictures_twice_nearly_twice_in_two_splits_and_unused(service: Service, 
         {"image": "other.png", "text": "fourth"},
         {"image": "other.png", "text": "fifth", "split": "test"},
         {"image": "thin.png", "text": "sixth"},
+        {"image": "icon.png", "text": "seventh"},
+        {"image": f"data:image/png;base64,{base64.b64encode(photograph('PNG', 320, 256)).decode()}", "text": "eighth"},
     ]
     result = freeze(service.stub(), dataset, lines(*rows), pictures)
     assert result.version.report.accepted_rows == len(rows)
@@ -52,11 +56,13 @@ def test_pictures_twice_nearly_twice_in_two_splits_and_unused(service: Service, 
         ("PICTURE_EXTREME", "train.jsonl", 6, "$.image"),
         ("PICTURE_IN_TWO_SPLITS", "train.jsonl", 5, "$.image"),
         ("PICTURE_NEARLY_TWICE", "train.jsonl", 3, "$.image"),
+        ("PICTURE_NEARLY_TWICE", "train.jsonl", 8, "$.image"),
         ("PICTURE_TWICE", "train.jsonl", 2, "$.image"),
         ("PICTURE_UNUSED", "unused.png", 0, ""),
     ]
     assert {each.severity for each in result.findings} == {dataset_pb2.SEVERITY_WARNING}
     found = {each.code: each.found for each in result.findings}
+    assert found["PICTURE_NEARLY_TWICE"] == "looks like a.png"
     assert found["PICTURE_TWICE"] == "the same file as a.png"
     assert found["PICTURE_IN_TWO_SPLITS"] == "in train and in test"
 

@@ -61,7 +61,12 @@ def test_the_split_that_a_name_says(path: str, split: str) -> None:
     assert split_of(path) == split
 
 
-def test_a_folder_is_read_without_its_rows(tmp_path: Path) -> None:
+@pytest.fixture
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("scratch")
+
+
+def test_a_folder_is_read_without_its_rows(tmp_path: Path, scratch: Path) -> None:
     (tmp_path / "deep" / "images").mkdir(parents=True)
     (tmp_path / ".cache").mkdir()
     (tmp_path / "train.jsonl").write_text("not even JSON\n")
@@ -70,7 +75,7 @@ def test_a_folder_is_read_without_its_rows(tmp_path: Path) -> None:
     (tmp_path / "deep" / "images" / "发票 1.JPG").write_bytes(b"a")
     (tmp_path / "b.gif").write_bytes(b"a")
     counts: list[tuple[int, int]] = []
-    folder = read_folder(tmp_path, lambda done, total: counts.append((done, total)))
+    folder = read_folder(tmp_path, scratch, lambda done, total: counts.append((done, total)))
     assert [rows.path for rows in folder.row_files] == ["train.jsonl"]
     assert [picture.path for picture in folder.pictures] == ["b.gif", "deep/images/发票 1.JPG"]
     assert counts == [(1, 3), (2, 3), (3, 3)]
@@ -80,18 +85,18 @@ def test_a_folder_is_read_without_its_rows(tmp_path: Path) -> None:
     assert len(folder.blobs()) == 3  # two pictures are the same bytes
 
 
-def test_folders_that_cannot_be_pushed(tmp_path: Path) -> None:
+def test_folders_that_cannot_be_pushed(tmp_path: Path, scratch: Path) -> None:
     with pytest.raises(FolderError, match="holds no"):
-        read_folder(tmp_path, lambda done, total: None)
+        read_folder(tmp_path, scratch, lambda done, total: None)
     (tmp_path / "train.jsonl").write_text("{}")
     bad_name = os.fsencode(tmp_path) + b"/\xff.png"
     Path(os.fsdecode(bad_name)).write_bytes(b"x")
     with pytest.raises(FolderError, match="not named in UTF-8"):
-        read_folder(tmp_path, lambda done, total: None)
+        read_folder(tmp_path, scratch, lambda done, total: None)
     Path(os.fsdecode(bad_name)).unlink()
     (tmp_path / "broken.png").symlink_to(tmp_path / "nowhere")
     with pytest.raises(FolderError, match=r"broken\.png cannot be read"):
-        read_folder(tmp_path, lambda done, total: None)
+        read_folder(tmp_path, scratch, lambda done, total: None)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from veneer_dataset.domain.answers import AnswerCensus, answer_warnings, instruction_in
-from veneer_dataset.domain.pictures import PictureFacts, PictureTable, is_too_thin, shape_warning
+from veneer_dataset.domain.pictures import NEAR_EDGE, PictureFacts, PictureTable, is_too_thin, shape_warning
 from veneer_dataset.domain.splits import Fractions, given_split, split_of_group, stratified_splits
 
 
@@ -62,19 +62,30 @@ def test_shapes(width: int, height: int, code: str | None) -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(1, 2**64 - 1), max_size=60), st.sets(st.integers(0, 63), max_size=2))
-def test_near_duplicates_are_found_and_only_those(codes: list[int], flipped: set[int]) -> None:
-    if codes:
-        codes = [*codes, codes[0] ^ sum(1 << bit for bit in flipped)]
+@given(
+    st.lists(st.tuples(st.integers(1, 2**64 - 1), st.sampled_from([(128, 300), (300, 127)])), max_size=60),
+    st.sets(st.integers(0, 63), max_size=2),
+)
+def test_near_duplicates_are_found_and_only_those(
+    pictures: list[tuple[int, tuple[int, int]]], flipped: set[int]
+) -> None:
+    if pictures:
+        pictures = [*pictures, (pictures[0][0] ^ sum(1 << bit for bit in flipped), (128, 128))]
     table = PictureTable()
-    for index, code in enumerate(codes):
-        table.note(table.index(index.to_bytes(32, "big")), PictureFacts(9, 9, code))
-    expected = {
-        later
-        for later, code in enumerate(codes)
-        if code and any(other and (code ^ other).bit_count() <= 2 for other in codes[:later])
-    }
-    assert table.near_duplicates() == expected
+    for index, (code, size) in enumerate(pictures):
+        table.note(table.index(index.to_bytes(32, "big")), PictureFacts(*size, code))
+    first = [
+        next(
+            (
+                earlier
+                for earlier, (other, its_size) in enumerate(pictures[:later])
+                if min(*size, *its_size) >= NEAR_EDGE and code and other and (code ^ other).bit_count() <= 2
+            ),
+            -1,
+        )
+        for later, (code, size) in enumerate(pictures)
+    ]
+    assert table.near_duplicates().tolist() == first
 
 
 @pytest.mark.parametrize(

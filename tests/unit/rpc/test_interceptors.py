@@ -10,6 +10,8 @@ import pytest
 from veneer_rpc import status
 from veneer_rpc.authentication import RoleTable
 from veneer_rpc.calls import Principal
+from veneer_rpc.channel import MAX_MESSAGE_BYTES
+from veneer_rpc.errors import ResourceExhausted
 from veneer_rpc.interceptors import CallInterceptor, CallLimits
 
 
@@ -51,6 +53,21 @@ class LateContext:
     async def abort(self, code: grpc.StatusCode, details: str, trailing_metadata: object) -> None:
         self.aborted, self.details = code, dict(trailing_metadata)[status.DETAILS_KEY]  # type: ignore[call-overload]
         raise grpc.aio.AbortError
+
+
+async def test_a_response_that_a_servicer_serialised_itself_passes_as_it_is_within_the_bound() -> None:
+    async def find(details: object) -> grpc.RpcMethodHandler:
+        return grpc.unary_stream_rpc_method_handler(None, response_serializer=lambda text: text.encode())
+
+    class Details:
+        method = "/veneer.test.v1.EchoService/UnaryStream"
+
+    interceptor = CallInterceptor(AnyCaller(), RoleTable({}), CallLimits(1, 1.0, 1.0))
+    serialize = (await interceptor.intercept_service(find, Details())).response_serializer
+    assert serialize("a") == b"a"
+    assert serialize(b"as it is") == b"as it is"
+    with pytest.raises(ResourceExhausted, match="bytes, the limit is"):
+        serialize(bytes(MAX_MESSAGE_BYTES + 1))
 
 
 async def test_an_expired_deadline_does_no_work_even_before_grpc_cancels_the_call() -> None:

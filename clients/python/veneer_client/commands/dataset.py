@@ -45,7 +45,9 @@ Name = Annotated[str, typer.Argument(help="The dataset, such as digits, or digit
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(help="Holds *.jsonl and the pictures that its lines name.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Holds *.jsonl, *.parquet or a saved `datasets` folder, and pictures.")
+    ],
     name: Annotated[str, typer.Option("--name", help="The dataset; created when it does not exist.")],
     prompt: Annotated[str | None, typer.Option(help="Question of the rows that have none of their own.")] = None,
     model: Annotated[
@@ -71,6 +73,7 @@ def push(
     Example:
         veneer dataset push office-forms --name forms --prompt "What does this form say?"
         veneer dataset push digits --name digits --split train=0.8 --split test=0.2 --stratified
+        veneer dataset push hub-parquet --name captions   # with pip install 'veneer[tables]'
     """
     policy = _split_policy(split or [], group, stratified)
     with connect(directory) as client, _bar() as on_progress:
@@ -203,7 +206,7 @@ class PushBar:
                 self._progress.remove_task(task)
             self._progress.add_task(done.phase, count="")
             self._phase = done.phase
-        figures = (done.done, done.total)
+        figures = (done.done, done.total) if done.total else (done.done,)
         count = "/".join(screen.size(each) if done.phase == "uploading" else f"{each:,}" for each in figures)
         self._progress.update(self._progress.task_ids[0], completed=done.done, total=done.total or None, count=count)
 

@@ -1,6 +1,7 @@
 """The call that reads rows out."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 
 from veneer.dataset.v1 import dataset_service_pb2
 from veneer_dataset.api.app import App, tenant
@@ -17,12 +18,22 @@ class ExampleCalls:
 
     async def ReadExamples(  # noqa: D102  # the contract says it
         self, request: dataset_service_pb2.ReadExamplesRequest, context: object
-    ) -> AsyncIterator[dataset_service_pb2.ReadExamplesResponse]:
+    ) -> AsyncIterator[bytes]:
         checked, whose = examples_request(request), tenant()
         stored = await in_thread(self._app.versions.get, whose, checked.version.dataset, checked.version.version)
         counting = await self._app.models.counting(checked.model, request.max_pixels) if checked.model else None
         wanted = Wanted(request.split, checked.shuffle, request.offset, request.limit, checked.form, counting)
-        async for some in drawn(lambda: self._app.examples.read(whose, stored, wanted)):
-            for example in some:
-                for message in example_messages(example, checked.form):
-                    yield message
+
+        def serialized() -> Iterator[list[bytes]]:
+            """ReadExamplesResponses on the wire: made in the reading thread, not where all calls are served."""
+            with closing(self._app.examples.read(whose, stored, wanted)) as examples:
+                for some in examples:
+                    yield [
+                        message.SerializeToString()
+                        for example in some
+                        for message in example_messages(example, checked.form)
+                    ]
+
+        async for some in drawn(serialized):
+            for message in some:
+                yield message

@@ -7,5 +7,5 @@ from veneer_dataset.api.example_calls import ExampleCalls
 from veneer_dataset.api.version_calls import VersionCalls
 
 
-class DatasetServicer(DatasetCalls, BlobCalls, VersionCalls, ExampleCalls, DatasetServiceServicer):
+class DatasetServicer(DatasetCalls, BlobCalls, VersionCalls, ExampleCalls, DatasetServiceServicer):  # type: ignore[misc]  # ReadExamples yields messages serialised already
     """See the contract; each part is made with the App."""

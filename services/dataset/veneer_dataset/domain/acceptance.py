@@ -2,7 +2,7 @@
 
 import itertools
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -106,9 +106,15 @@ class Acceptance:
             self._whole(code, found)
         return accepted
 
-    def warn(self, accepted: AcceptedRows) -> None:
-        """Notes what only the whole shows: rows twice, pictures twice, nearly twice or in two splits."""
+    def warn(self, accepted: AcceptedRows, paths_of: Callable[[set[int]], Mapping[int, str]]) -> None:
+        """Notes what only the whole shows: rows twice, pictures twice, nearly twice or in two splits.
+
+        Args:
+            accepted: what `run` returned.
+            paths_of: the paths of some of the manifest's entries.
+        """
         near = self._pictures.near_duplicates()
+        paths = paths_of({self._pictures.first_entry(int(each)) for each in np.unique(near[near >= 0])})
         splits = list(accepted.splits)
         twice = self._repeated(accepted)
         split_by_picture = array("l", [-1]) * len(self._pictures)
@@ -123,8 +129,10 @@ class Acceptance:
                         split_by_picture[picture] = split_id
                         if warning := shape_warning(self._pictures.facts(picture)):
                             self._note(record, warning[0], json_path, warning[1])
-                        if picture in near:
-                            self._note(record, "PICTURE_NEARLY_TWICE", json_path, "looks like an earlier picture")
+                        if (alike := int(near[picture])) >= 0:
+                            other = paths.get(self._pictures.first_entry(alike))
+                            other = other or f"the picture {self._pictures.digest(alike)[:12]} inside a row"
+                            self._note(record, "PICTURE_NEARLY_TWICE", json_path, f"looks like {other}")
                     elif first_split not in (-2, split_id):
                         split_by_picture[picture] = -2  # told once
                         found = f"in {splits[first_split]} and in {splits[split_id]}"

