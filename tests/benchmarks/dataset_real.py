@@ -21,7 +21,7 @@ from typing import Any
 import grpc
 
 from veneer.dataset.v1 import dataset_service_pb2 as pb
-from veneer.dataset.v1.dataset_pb2 import DatasetVersion, SplitSummary
+from veneer.dataset.v1.dataset_pb2 import DatasetVersion, Split
 from veneer.dataset.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from veneer_base import documents
 from veneer_base.synth import write_dataset
@@ -77,7 +77,7 @@ def _pushed_twice(client: Client, folder: Path, name: str) -> DatasetVersion:
     return push.version
 
 
-def _read(stub: DatasetServiceStub, metadata: "tuple[tuple[str, str], ...]", version: str, split: SplitSummary) -> None:
+def _read(stub: DatasetServiceStub, metadata: "tuple[tuple[str, str], ...]", version: str, split: Split) -> None:
     start_s, rows, size_bytes = time.perf_counter(), 0, 0
     request = pb.ReadExamplesRequest(
         dataset_version=version,
