@@ -146,7 +146,8 @@ async def measure(addresses: dict[str, str], token: str, options: argparse.Names
                 if kind == "unary":
                     taken_s[name] = [await call(stub) for _ in range(options.calls)]
                 else:
-                    taken_s[name] = sum(await asyncio.gather(*(gaps(stub) for _ in range(STREAMS))), [])
+                    streams = await asyncio.gather(*(gaps(stub) for _ in range(STREAMS)))
+                    taken_s[name] = [gap_s for stream in streams for gap_s in stream]
             for percent in (50, 99):
                 own, bare = (percentile(taken_s[name], percent) for name in ("own", "bare"))
                 if run >= 0:

@@ -17,10 +17,11 @@ from veneer.trainer.v1.training_service_pb2 import (
     WatchTrainingJobRequest,
 )
 from veneer.trainer.v1.training_service_pb2_grpc import TrainerServiceStub
+from veneer_client._adapters import AsyncAdapters
 from veneer_client._calls import Connection
 from veneer_client._datasets import AsyncDatasets
 from veneer_client._models import AsyncModels
-from veneer_client._names import full, version
+from veneer_client._names import full
 from veneer_client._work import last, succeeded
 
 if TYPE_CHECKING:  # the generated code has it in its type stubs alone
@@ -30,9 +31,12 @@ if TYPE_CHECKING:  # the generated code has it in its type stubs alone
 class AsyncJobs:
     """Training jobs."""
 
-    def __init__(self, trainer: Connection, datasets: AsyncDatasets, models: AsyncModels) -> None:
+    def __init__(
+        self, trainer: Connection, datasets: AsyncDatasets, models: AsyncModels, adapters: AsyncAdapters
+    ) -> None:
         self._trainer = trainer
         self._datasets = datasets
+        self._adapters = adapters
         self._models = models
 
     def _stub(self) -> "TrainerServiceAsyncStub":
@@ -77,7 +81,9 @@ class AsyncJobs:
             max_length: greatest length of a row in tokens.
             max_pixels: bound on a picture's area.
             seed: of shuffle, initial weights and dropout.
-            start_from: an adapter version to continue, such as `digits@2`.
+            start_from: an adapter version to continue, such as `digits@2` or `digits@production`. The job must have
+                its rank, alpha and targets, and has them where neither `rank`, `alpha`, `target_modules` nor a `lora`
+                in `spec` is given.
             spec: everything else that the contract offers; the arguments above win over it.
             validate_only: checks and estimates, queues nothing.
             job_id: the job's own id. Default: made by the service.
@@ -94,6 +100,11 @@ class AsyncJobs:
         for field, value in given.items():
             if value is not None:
                 setattr(order, field, value)
+        if start_from:
+            initial = await self._adapters.get_version(start_from)
+            order.initial_adapter_version = initial.name
+            if not order.HasField("lora"):
+                order.lora.CopyFrom(initial.lora)
         if rank is not None:
             order.lora.rank = rank
         if alpha is not None:
@@ -102,8 +113,6 @@ class AsyncJobs:
             order.lora.target_modules[:] = target_modules
         if learning_rate is not None:
             order.optimizer.learning_rate = learning_rate
-        if start_from:
-            order.initial_adapter_version = version("adapters", start_from)
         request = CreateTrainingJobRequest(
             training_job_id=job_id,
             training_job=TrainingJob(spec=order),

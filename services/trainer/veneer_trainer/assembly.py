@@ -30,6 +30,7 @@ from veneer_trainer.adapters.checkpoint_files import CheckpointFiles
 from veneer_trainer.adapters.database import Database
 from veneer_trainer.adapters.dataset_client import DatasetClient
 from veneer_trainer.adapters.delegation import LIFETIME_S, SignedDelegations
+from veneer_trainer.adapters.event_files import EventFiles
 from veneer_trainer.adapters.history import FileHistory
 from veneer_trainer.adapters.memory_queue import MemoryQueue
 from veneer_trainer.adapters.model_directories import ModelDirectories
@@ -67,7 +68,7 @@ SERVICES = tuple(f"{_PACKAGE}.{each}Service" for each in ("Adapter", "Evaluation
 ROLES = {
     f"{_PACKAGE}.WorkerService": {"worker"},
     f"{_PACKAGE}.ModelService": {"user", "service", "worker", "replica"},
-    f"{_PACKAGE}.AdapterService/DownloadAdapterVersion": {"user", "replica"},
+    f"{_PACKAGE}.AdapterService/DownloadAdapterVersion": {"user", "replica", "worker"},
     f"{_PACKAGE}.AdapterService/WatchAdapters": {"user", "replica"},
     f"{_PACKAGE}.AdapterService/ReportServing": {"replica"},
 }
@@ -105,6 +106,7 @@ def assemble(settings: TrainerSettings, loop: asyncio.AbstractEventLoop) -> Part
     asked = requests.SqlRequests(database)
     queue: WorkQueue = RedisQueue(settings.redis, settings.weights) if settings.redis else MemoryQueue(settings.weights)
     checkpoints = CheckpointFiles(settings.data / "checkpoints", settings.max_checkpoint_bytes)
+    curves = EventFiles(settings.data / "metrics")
     incoming = settings.data / "incoming"
     remove_incoming(incoming)
     folders = AdapterFiles(settings.data / "adapters")
@@ -126,10 +128,10 @@ def assemble(settings: TrainerSettings, loop: asyncio.AbstractEventLoop) -> Part
     evaluations = Evaluations(
         store, samples, registry, catalog, datasets, asked, dispatch, settings.max_queued, canaries.judged,
     )  # fmt: skip
-    attempts = Attempts(store, dispatch, retries, checkpoints, publishing, evaluations, history)
+    attempts = Attempts(store, dispatch, retries, checkpoints, curves, publishing, evaluations, history)
     jobs = TrainingJobs(
-        store, asked, Admission(catalog, datasets, publishing, workers), datasets, checkpoints, dispatch, history,
-        settings.max_queued,
+        store, asked, Admission(catalog, datasets, publishing, workers), datasets, checkpoints, curves, dispatch,
+        history, settings.max_queued,
     )  # fmt: skip
     adapters = Adapters(registry, folders, catalog, asked, partial(users, store), evaluations.figures)
 

@@ -13,7 +13,7 @@ from veneer_rpc.names import DatasetVersionName, ModelName
 from veneer_trainer.domain.adapters import AdapterVersion
 from veneer_trainer.domain.fair_share import Lane
 from veneer_trainer.domain.files import StoredFile
-from veneer_trainer.domain.jobs import Contract, Progress, TrainingJob
+from veneer_trainer.domain.jobs import Contract, Point, Progress, TrainingJob
 from veneer_trainer.domain.lifecycle import State
 from veneer_trainer.domain.spec import TrainingSpec
 from veneer_trainer.domain.targets import Linear
@@ -190,6 +190,19 @@ class CheckpointWriter(FileReceiver, Protocol):
         Raises:
             DataLoss: a file is short, missing, or not what its digest says.
         """
+
+
+class Curves(Protocol):
+    """The course of jobs' figures. A convenience: what cannot be written is left out."""
+
+    def append(self, job: WorkRef, points: Iterable[Point]) -> None:
+        """Adds points."""
+
+    def read(self, job: WorkRef) -> list[Point]:
+        """Returns a job's points by growing step; of a step that was done twice the later one."""
+
+    def forget(self, job: WorkRef) -> None:
+        """Removes a job's points."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -249,6 +249,24 @@ def test_what_is_named_is_not_deleted(trainer: Trainer, worker: Worker, kit: Kit
     assert list(again.aliases) == ["production"]
 
 
+def test_a_worker_reads_only_versions_that_unfinished_work_names(trainer: Trainer, worker: Worker, kit: Kit) -> None:
+    named, other = publish(trainer, worker, kit, 1), publish(trainer, worker, kit, 2)
+    adapters = trainer.adapters(trainer.keys.worker)
+    unknown = (Code.NOT_FOUND, "VERSION_UNKNOWN")
+    assert refusal(lambda: download(adapters, named.name, tenant="acme")) == unknown
+    job = kit.create(trainer.jobs(), "next", initial_adapter_version=named.name)
+    assert download(adapters, named.name, tenant="acme") == kit.peft_folder(1)
+    for request in ({"tenant": "acme", "name": other.name}, {"tenant": "other", "name": named.name}):
+        assert refusal(lambda request=request: download(adapters, **request)) == unknown
+    assert refusal(lambda: download(adapters, named.name)) == unknown  # of its own tenant, which has none
+    attempt = worker.acquire(5).attempt
+    published = worker.publish(attempt, kit.peft_folder(3))
+    assert published.lineage.initial_adapter_version == named.name
+    worker.finish(attempt)
+    assert kit.get(trainer.jobs(), job.name).state == job_pb.JOB_STATE_SUCCEEDED
+    assert refusal(lambda: download(adapters, named.name, tenant="acme")) == unknown
+
+
 def test_watchers_get_a_snapshot_then_changes_and_resume_by_revision(
     trainer: Trainer, worker: Worker, kit: Kit
 ) -> None:

@@ -68,11 +68,13 @@ class _Token(
 class Process:
     """A process that says in its first line that it is ready."""
 
-    def __init__(self, module: str, flags: dict[str, str], ready: str, log: Path) -> None:
+    def __init__(self, module: str, flags: dict[str, str], ready: str, log: Path, variables: dict[str, str]) -> None:
         self.log = log
         command = [sys.executable, "-m", module, *(text for name, value in flags.items() for text in (name, value))]
         with log.open("a") as file:
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True)
+            self.process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=file, text=True, env=os.environ | variables
+            )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line.startswith(ready), log.read_text()[-4000:]
@@ -117,11 +119,16 @@ class Cluster:
         self.dataset = f"127.0.0.1:{free_port()}"
         self.trainer = f"127.0.0.1:{free_port()}"
         self._trainer_process = self.start_trainer()
-        self._start(
+        self.dataset_process = self.start_dataset()
+
+    def start_dataset(self) -> Process:
+        folder = self.folder
+        return self._start(
             "veneer_dataset",
             {
-                "--bind": self.dataset, "--tokens-file": str(dataset_tokens), "--data": str(folder / "dataset"),
-                "--trainer": self.trainer, "--trainer-token-file": str(folder / "dataset.token"),
+                "--bind": self.dataset, "--tokens-file": str(folder / "dataset-tokens.json"),
+                "--data": str(folder / "dataset"), "--trainer": self.trainer,
+                "--trainer-token-file": str(folder / "dataset.token"),
                 "--delegation-public-key-file": str(folder / "public.pem"), "--die-with-parent": "true",
             },
             "veneer_dataset listening on",
@@ -145,7 +152,7 @@ class Cluster:
         self._trainer_process.wait()
         self._trainer_process = self.start_trainer()
 
-    def worker(self, name: str = "w1", **flags: str) -> Process:
+    def worker(self, name: str = "w1", variables: dict[str, str] | None = None, **flags: str) -> Process:
         chosen = {f"--{flag.replace('_', '-')}": value for flag, value in flags.items()}
         return self._start(
             "veneer_trainer.worker",
@@ -156,10 +163,13 @@ class Cluster:
                 "--calibrate-idle-s": "3600",
             } | chosen,
             f"veneer_worker {name} ready",
+            variables,
         )  # fmt: skip
 
-    def _start(self, module: str, flags: dict[str, str], ready: str) -> Process:
-        process = Process(module, flags, ready, self.folder / f"{module}.log")
+    def _start(
+        self, module: str, flags: dict[str, str], ready: str, variables: dict[str, str] | None = None
+    ) -> Process:
+        process = Process(module, flags, ready, self.folder / f"{module}.log", variables or {})
         self.processes.append(process)
         return process
 

@@ -105,6 +105,44 @@ def test_sigterm_then_a_pause_then_kill_9_of_the_trainer(cluster: Cluster, versi
 
 
 @pytest.mark.usefixtures("worker")
+def test_a_job_goes_on_from_a_version(cluster: Cluster, version: str) -> None:
+    first = cluster.ended(cluster.create(version, "continued", epochs=6))
+    still = {"steps": 1, "optimizer": {"learning_rate": 1e-9}}  # as good as no step
+    second = cluster.ended(cluster.create(version, "continued", initial_adapter_version=first.adapter_version, **still))
+    fresh = cluster.ended(cluster.create(version, "fresh", **still))
+    assert second.adapter_version == "adapters/continued/versions/2", second.failure
+    assert second.progress.validation_loss == pytest.approx(first.progress.validation_loss, abs=1e-4)
+    assert fresh.progress.validation_loss > first.progress.validation_loss + 1e-2
+
+
+@pytest.mark.usefixtures("worker")
+def test_the_best_checkpoint_is_published(cluster: Cluster, version: str) -> None:
+    """Without a schedule, one epoch of the stopped job is the whole of a shorter one."""
+    steady = {"schedule": "SCHEDULE_CONSTANT", "warmup_ratio": 0.0, "learning_rate": 1e-2}
+    stopping = {"patience": 2, "min_delta": 100.0}  # no validation after the first is better by so much
+    stopped = cluster.create(version, "stopped", epochs=6, early_stopping=stopping, optimizer=steady)
+    short = cluster.create(version, "short", steps=3, optimizer=steady)
+    job = cluster.ended(stopped)
+    assert (job.progress.step, job.progress.total_steps) == (9, 18)
+    assert published(cluster, stopped) == published(cluster, short)
+
+
+def test_a_dataset_service_that_is_away_is_waited_for(cluster: Cluster, version: str) -> None:
+    job = cluster.create(version, "postponed", steps=2)
+    cluster.dataset_process.close()
+    worker = cluster.worker("patient", dataset_patience_s="0.3")
+    until(lambda: cluster.get(job).HasField("retry_time"))
+    waiting = cluster.get(job)
+    assert (waiting.failure.reason, waiting.failure.transient) == ("DATASET_UNAVAILABLE", True)
+    assert cluster.state(job) == "QUEUED"
+    cluster.dataset_process = cluster.start_dataset()
+    done = cluster.ended(job)
+    assert done.adapter_version, done.failure
+    assert {attempt.failure.reason for attempt in done.attempts} == {"DATASET_UNAVAILABLE", ""}
+    worker.close()
+
+
+@pytest.mark.usefixtures("worker")
 def test_cancel(cluster: Cluster, version: str) -> None:
     job = cluster.create(version, "cancelled", steps=10_000)
     cluster.at_step(job, 2)

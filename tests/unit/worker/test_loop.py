@@ -139,6 +139,27 @@ def test_a_checkpoint_of_another_job_is_refused(bench: Bench, tmp_path: Path) ->
     assert refused.value.reason == "CHECKPOINT_UNUSABLE"
 
 
+def test_a_run_starts_from_a_version_or_says_why_not(bench: Bench, tmp_path: Path) -> None:
+    rows, settings = bench.rows(), {"rank": 4, "alpha": 8.0, "dropout": 0.0}
+    first = bench.run(lora=settings)
+    first.learn(rows)
+    folder = tmp_path / "adapter"
+    write_adapter(first.state.adapter, bench.processor.contract, folder)
+    second = bench.run(lora=settings | {"dropout": 0.1}, seed=9)
+    second.state.start_from(folder, bench.config)
+    assert largest_difference(first.weights(), second.weights()) == 0
+    assert second.state.figures.step == 0
+    second.learn(rows)
+    assert largest_difference(first.weights(), second.weights()) > 0
+    for other in ({"rank": 2}, {"alpha": 4.0}, {"use_rslora": True}, {"target_modules": ["decoder"]}):
+        with pytest.raises(Refused, match="not the job's"):
+            bench.run(lora=settings | other).state.start_from(folder, bench.config)
+    (folder / peft_folder.TENSOR_FILE).write_bytes(b"x")
+    with pytest.raises(Refused, match="cannot be read") as refused:
+        bench.run(lora=settings).state.start_from(folder, bench.config)
+    assert refused.value.reason == "INITIAL_ADAPTER_UNUSABLE"
+
+
 def test_features_are_those_of_the_picture_alone(bench: Bench) -> None:
     row = bench.row(0, pictures=2)
     (step,) = bench.steps(bench.plan(), [row, bench.row(1)])

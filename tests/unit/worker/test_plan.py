@@ -52,7 +52,5 @@ def test_dtypes(bench: Bench) -> None:
 def test_what_this_worker_does_not_do_is_refused(bench: Bench) -> None:
     with pytest.raises(Refused, match=r"spec\.lora\.use_dora"):
         bench.plan(lora={"use_dora": True})
-    with pytest.raises(Refused, match=r"spec\.initial_adapter_version"):
-        bench.plan(initial_adapter_version="adapters/a/versions/1")
     with pytest.raises(InvalidArgument, match="matches no linear"):
         bench.plan(lora={"target_modules": ["nothing"]})

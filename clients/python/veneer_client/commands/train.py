@@ -1,11 +1,13 @@
 """`veneer train` and `veneer jobs …`."""
 
 import itertools
+from enum import Enum
 from typing import Annotated
 
 import typer
 
-from veneer.trainer.v1.training_job_pb2 import JobState, TrainingJob
+from veneer.trainer.v1 import training_job_pb2
+from veneer.trainer.v1.training_job_pb2 import EarlyStopping, JobState, OverLength, TrainingJob, TrainingSpec
 from veneer_client import state_name, succeeded
 from veneer_client._names import short
 from veneer_client.commands import screen
@@ -13,6 +15,14 @@ from veneer_client.commands.options import Directory, Json, connect
 from veneer_client.commands.watching import job_line, watch_job
 
 Name = Annotated[str, typer.Argument(help="The job, as `veneer jobs list` names it.")]
+
+
+class Priority(Enum):
+    """Which of a tenant's jobs come first."""
+
+    LOW = "low"
+    NORMAL = "normal"
+    HIGH = "high"
 
 
 def train(
@@ -31,8 +41,17 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Rows computed together. Default: 1.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens of a row at most. Default: 512.")] = None,
     max_pixels: Annotated[int | None, typer.Option(help="Pixels of a picture at most. Default: 200704.")] = None,
+    skip_long: Annotated[bool, typer.Option("--skip-long", help="Leave longer rows out, else they refuse.")] = False,
+    validate_every: Annotated[int | None, typer.Option(help="Steps between validations. Default: at the end.")] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(help="Stop after so many validations without a better loss, publish the best checkpoint."),
+    ] = None,
+    priority: Annotated[Priority, typer.Option(help="Before or after your other jobs.")] = Priority.NORMAL,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same adapter. Default: 0.")] = None,
-    start_from: Annotated[str, typer.Option("--from", help="A version to continue, such as digits@2.")] = "",
+    start_from: Annotated[
+        str, typer.Option("--from", help="A version to continue, such as digits@2, with its rank, alpha and targets.")
+    ] = "",
     watch: Annotated[bool, typer.Option("--watch", help="Stay and show how it goes.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate, queue nothing.")] = False,
     json: Json = False,
@@ -45,6 +64,12 @@ def train(
     """
     if epochs is not None and steps is not None:
         raise typer.BadParameter("give --epochs or --steps, not both")
+    spec = TrainingSpec(
+        over_length=OverLength.OVER_LENGTH_SKIP if skip_long else OverLength.OVER_LENGTH_UNSPECIFIED,
+        priority=training_job_pb2.Priority.Value(f"PRIORITY_{priority.name}"),
+        validation_interval_steps=validate_every,
+        early_stopping=None if patience is None else EarlyStopping(patience=patience),
+    )
     with connect(directory) as client:
         job = client.jobs.train(
             dataset,
@@ -61,6 +86,7 @@ def train(
             max_pixels=max_pixels,
             seed=seed,
             start_from=start_from,
+            spec=spec,
             validate_only=dry_run,
         )
         if dry_run or not watch:

@@ -98,10 +98,10 @@ class VllmEngine:
     def __init__(
         self,
         library: Library,
-        engine: Any,
+        engine: Any,  # noqa: ANN401
         model: ModelConfig,
         info: EngineInfo,
-        max_requests: int,  # noqa: ANN401
+        max_requests: int,
     ) -> None:
         self._library = library
         self._engine = engine

@@ -26,6 +26,7 @@ from veneer_trainer.domain.adapters import (
     ServedAlias,
     Settings,
     TrafficSplit,
+    version_unknown,
 )
 from veneer_trainer.domain.jobs import Progress
 
@@ -173,7 +174,7 @@ class SqlRegistry:
             columns.tenant == tenant, columns.id == name.adapter, self._versions.c.number == name.version
         )
         if not found:
-            raise NotFound("VERSION_UNKNOWN", f"there is no {name}", resource=str(name))
+            raise version_unknown(name)
         return found[0]
 
     def version_of_job(self, job_uid: str) -> AdapterVersion | None:

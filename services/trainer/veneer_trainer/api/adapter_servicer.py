@@ -11,7 +11,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from veneer.trainer.v1 import adapter_pb2, adapter_service_pb2, adapter_service_pb2_grpc, export_pb2
 from veneer_rpc.calls import serving_call
-from veneer_rpc.errors import NotFound, OutOfRange, Unimplemented, Violation, invalid, violations
+from veneer_rpc.errors import OutOfRange, Unimplemented, Violation, invalid, violations
 from veneer_rpc.names import AdapterName, AdapterVersionName, ModelName
 from veneer_rpc.paging import Paginator, Query
 from veneer_trainer.api.adapter_convert import (
@@ -27,7 +27,7 @@ from veneer_trainer.api.changes import REGISTRY, Changes, changed
 from veneer_trainer.api.downloads import pieces
 from veneer_trainer.api.job_convert import number_of
 from veneer_trainer.api.requests import has_role, request_of
-from veneer_trainer.domain.adapters import Adapter, AdapterVersion, AliasMove
+from veneer_trainer.domain.adapters import Adapter, AdapterVersion, AliasMove, version_unknown
 from veneer_trainer.domain.canaries import Canaries
 from veneer_trainer.domain.registry import Adapters, Promotion
 from veneer_trainer.domain.replicas import Replica, Replicas
@@ -36,7 +36,7 @@ from veneer_trainer.registry_ports import RegistryStore
 _pb = adapter_service_pb2
 _Context = grpc.aio.ServicerContext[Any, Any]
 _LOOK_S = 1.0  # a watcher looks so often by itself, should it miss a wake-up
-REPLICA = "replica"
+REPLICA, USER, WORKER = "replica", "user", "worker"
 
 Evaluated = Callable[[str, AdapterVersionName], list[str]]
 """Given a tenant and a version: names of its evaluations, newest first."""
@@ -173,11 +173,12 @@ class AdapterServicer(adapter_service_pb2_grpc.AdapterServiceServicer):
         self, request: _pb.DownloadAdapterVersionRequest, context: _Context
     ) -> AsyncIterator[_pb.DownloadAdapterVersionResponse]:
         name, tenant = AdapterVersionName.parse(request.name), serving_call().tenant
-        if request.tenant and has_role(REPLICA):
+        if request.tenant and (has_role(REPLICA) or has_role(WORKER)):
             tenant = request.tenant
         elif request.tenant not in ("", tenant):
-            raise NotFound("VERSION_UNKNOWN", f"there is no {name}", resource=str(name))
-        files, opened = await asyncio.to_thread(self._adapters.open, tenant, name, tuple(request.paths))
+            raise version_unknown(name)
+        for_work = not has_role(REPLICA) and not (has_role(USER) and tenant == serving_call().tenant)
+        files, opened = await asyncio.to_thread(self._adapters.open, tenant, name, tuple(request.paths), for_work)
         try:
             async for file, offset, data in pieces(files, opened.read, request.offset_bytes):
                 yield _pb.DownloadAdapterVersionResponse(path=file.path, offset_bytes=offset, data=data)

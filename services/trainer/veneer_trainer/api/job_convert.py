@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from veneer.trainer.v1 import model_pb2, training_job_pb2, worker_service_pb2
 from veneer_trainer.api.spec_convert import spec_to_proto
 from veneer_trainer.domain.files import StoredFile
-from veneer_trainer.domain.jobs import Contract, Estimate, Progress, Resolved, TrainingJob
+from veneer_trainer.domain.jobs import Contract, Estimate, Point, Progress, Resolved, TrainingJob
 from veneer_trainer.domain.lifecycle import State
 from veneer_trainer.domain.training import JobView
 from veneer_trainer.domain.work import Attempt, Failure
@@ -119,6 +119,15 @@ def progress_from_proto(message: training_job_pb2.TrainingProgress) -> Progress:
         remaining_s=seconds(message.remaining) if message.HasField("remaining") else None,
         **values,
     )
+
+
+def point_to_proto(point: Point) -> training_job_pb2.TrainingProgress:
+    """Writes a point of a curve."""
+    message = training_job_pb2.TrainingProgress(step=point.step, measure_time=timestamp(point.measured_s))
+    for name in (*Point.FIGURES, "validation_loss"):
+        if (value := getattr(point, name)) is not None:
+            setattr(message, name, int(value) if name == "peak_memory_bytes" else value)
+    return message
 
 
 def resolved_to_proto(resolved: Resolved) -> training_job_pb2.ResolvedTraining:

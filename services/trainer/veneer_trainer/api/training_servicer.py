@@ -15,7 +15,7 @@ from veneer_rpc.errors import Violation, invalid
 from veneer_rpc.names import AdapterName, TrainingJobName
 from veneer_rpc.paging import Paginator, Query
 from veneer_trainer.api.changes import Changes, changed
-from veneer_trainer.api.job_convert import estimate_to_proto, job_to_proto, states_from_proto
+from veneer_trainer.api.job_convert import estimate_to_proto, job_to_proto, point_to_proto, states_from_proto
 from veneer_trainer.api.requests import request_of
 from veneer_trainer.api.spec_convert import spec_from_proto, spec_to_proto
 from veneer_trainer.domain.requests import Request
@@ -23,6 +23,7 @@ from veneer_trainer.domain.training import JobView, NewJob, TrainingJobs
 
 _pb = training_service_pb2
 _Context = grpc.aio.ServicerContext[Any, Any]
+_DEFAULT_POINTS, _MOST_POINTS = 1000, 10_000
 _LOOK_S = 1.0  # a watcher looks so often by itself, should it miss a wake-up
 
 
@@ -133,6 +134,16 @@ class TrainingServicer(training_service_pb2_grpc.TrainerServiceServicer):
                 if view.job.work.state.terminal:
                     return
                 await changed(event, _LOOK_S)
+
+    async def GetTrainingCurve(  # noqa: D102  # the contract says it
+        self, request: _pb.GetTrainingCurveRequest, context: _Context
+    ) -> _pb.TrainingCurve:
+        name, most = TrainingJobName.parse(request.name), request.max_points or _DEFAULT_POINTS
+        if not 2 <= most <= _MOST_POINTS:
+            text = f"must be at least 2, at most {_MOST_POINTS}, was {most}"
+            raise invalid(Violation("max_points", "OUT_OF_RANGE", text))
+        points = await asyncio.to_thread(self._jobs.curve, serving_call().tenant, name, most)
+        return _pb.TrainingCurve(points=map(point_to_proto, points))
 
 
 async def _steer(act: Callable[[Request, TrainingJobName], JobView], request: Any) -> training_job_pb2.TrainingJob:  # noqa: ANN401  # one of four messages with a name and a request id

@@ -56,6 +56,7 @@ def beat_from_proto(message: _pb.HeartbeatRequest) -> Beat:
         progress_from_proto(message.training) if message.HasField("training") else None,
         message.share_done,
         resolved_from_proto(message.resolved) if message.HasField("resolved") else None,
+        tuple(map(progress_from_proto, message.earlier)),
     )
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from veneer_rpc.errors import Aborted, FailedPrecondition, Violation, Violations, invalid
+from veneer_rpc.errors import Aborted, FailedPrecondition, NotFound, Violation, Violations, invalid
 from veneer_rpc.names import AdapterName, AdapterVersionName, ModelName
 from veneer_trainer.domain.files import StoredFile
 from veneer_trainer.domain.jobs import Contract, Progress, Resolved
@@ -277,6 +277,11 @@ def version_before(moves: Iterable[AliasMove], versions: Collection[int]) -> int
         elif not stack or stack[-1] != move.to_version:
             stack.append(move.to_version)
     return next((number for number in reversed(stack[:-1]) if number in versions and number != stack[-1]), 0)
+
+
+def version_unknown(name: AdapterVersionName) -> NotFound:
+    """Returns the answer to a name that stands for nothing, or for nothing of the caller's."""
+    return NotFound("VERSION_UNKNOWN", f"there is no {name}", resource=str(name))
 
 
 def check_deletable(version: AdapterVersion, users: Collection[str]) -> None:

@@ -14,6 +14,7 @@ import msgspec
 
 from veneer_rpc.errors import Aborted, FailedPrecondition
 from veneer_trainer.domain.adapters import AdapterVersion
+from veneer_trainer.domain.curves import points_of
 from veneer_trainer.domain.dispatch import Dispatch
 from veneer_trainer.domain.files import StoredFile
 from veneer_trainer.domain.jobs import Progress, Resolved, as_json, job_of
@@ -24,6 +25,7 @@ from veneer_trainer.failpoints import failpoint
 from veneer_trainer.ports import (
     CheckpointStore,
     CheckpointWriter,
+    Curves,
     EvaluationPlanner,
     History,
     PublishHeader,
@@ -65,11 +67,19 @@ class AttemptKey:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """A sign of life; None where nothing is new. `share_done` is of an evaluation or export, 0-1."""
+    """A sign of life; None where nothing is new.
+
+    Attributes:
+        progress: the latest figures of training.
+        share_done: of an evaluation or export, 0-1.
+        resolved: what the attempt decided for the job.
+        earlier: figures since the last sign, before `progress`, oldest first.
+    """
 
     progress: Progress | None = None
     share_done: float = 0.0
     resolved: Resolved | None = None
+    earlier: tuple[Progress, ...] = ()
 
 
 class Attempts:
@@ -85,6 +95,7 @@ class Attempts:
         dispatch: Dispatch,
         retries: RetryPolicy,
         checkpoints: CheckpointStore,
+        curves: Curves,
         registry: Registry,
         planner: EvaluationPlanner,
         history: History,
@@ -93,6 +104,7 @@ class Attempts:
         self._dispatch = dispatch
         self._retries = retries
         self._checkpoints = checkpoints
+        self._curves = curves
         self._registry = registry
         self._planner = planner
         self._history = history
@@ -109,12 +121,14 @@ class Attempts:
     def beat(self, key: AttemptKey, beat: Beat) -> Order:
         """Renews the lease, keeps the figures, and returns what the worker must do."""
         try:
-            work = self.held(key)
-            work = self._store.beat(key.work, key.token, **_news(work, beat))
+            before = self.held(key)
+            work = self._store.beat(key.work, key.token, **_news(before, beat))
             if work.state is State.LEASED and (beat.progress or beat.share_done > 0):
                 work = self._store.move(work, State.RUNNING)
         except Aborted as error:
             return Order.ABANDON if error.reason == "STALE_TOKEN" else Order.CONTINUE
+        if beat.progress is not None:
+            self._curves.append(work.ref, points_of((*beat.earlier, beat.progress), job_of(before).progress))
         return {State.CANCELLING: Order.CANCEL, State.PAUSING: Order.PAUSE}.get(work.state, Order.CONTINUE)
 
     def begin_checkpoint(self, key: AttemptKey, step: int, files: Collection[StoredFile]) -> CheckpointWriter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import msgspec
 
@@ -97,6 +98,27 @@ class Progress:
     validation_loss: float | None = None
     best_validation_loss: float | None = None
     remaining_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One point of a job's curve: figures at a step, None where they were not measured."""
+
+    FIGURES: ClassVar = (
+        "loss", "learning_rate", "gradient_norm", "epoch", "tokens_per_second", "rows_per_second",
+        "peak_memory_bytes",
+    )  # fmt: skip
+
+    step: int
+    measured_s: float
+    loss: float | None = None
+    learning_rate: float | None = None
+    gradient_norm: float | None = None
+    epoch: float | None = None
+    tokens_per_second: float | None = None
+    rows_per_second: float | None = None
+    peak_memory_bytes: float | None = None
+    validation_loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

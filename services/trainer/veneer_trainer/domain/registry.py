@@ -23,6 +23,7 @@ from veneer_trainer.domain.adapters import (
     checked_reason,
     settings_of,
     version_before,
+    version_unknown,
 )
 from veneer_trainer.domain.files import StoredFile
 from veneer_trainer.domain.requests import Request
@@ -180,14 +181,22 @@ class Adapters:
         self._folders.forget(version.uid)
 
     def open(
-        self, tenant: str, name: AdapterVersionName, paths: tuple[str, ...]
+        self, tenant: str, name: AdapterVersionName, paths: tuple[str, ...], for_work: bool = False
     ) -> tuple[tuple[StoredFile, ...], OpenFiles]:
         """Opens files of a version, sorted by path: all for no paths.
+
+        Args:
+            tenant: who owns it.
+            name: the version.
+            paths: of the files wanted.
+            for_work: only where unfinished work names the version.
 
         Raises:
             NotFound: the version, or a path that it does not have.
         """
         version = self._store.version(tenant, name)
+        if for_work and not self._users(tenant, name):
+            raise version_unknown(name)
         files = chosen(version.content.files, paths, str(name))
         return files, self._folders.read(version.uid, files)
 

@@ -207,6 +207,8 @@ class TrainingSpec:
         if presets and len(targets) > 1:
             text = f"a preset stands alone, was {presets[0]!r} among {len(targets)} names"
             found.add(f"{field}.lora.target_modules", "PRESET_NOT_ALONE", text)
+        if self.lora.use_dora:
+            found.add(f"{field}.lora.use_dora", "DORA_UNSUPPORTED", "no worker trains DoRA: leave it false")
         for index, name in enumerate(targets):
             if name not in PRESETS and not _MODULE.fullmatch(name):
                 text = f"must be a module's whole name or one of {', '.join(PRESETS)}, was {name[:80]!r}"

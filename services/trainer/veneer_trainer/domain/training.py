@@ -11,14 +11,15 @@ from veneer_rpc.errors import NotFound, Violation, invalid
 from veneer_rpc.names import AdapterName, DatasetVersionName, TrainingJobName, is_id
 from veneer_trainer.domain.admission import Admission, Admitted
 from veneer_trainer.domain.control import Control
+from veneer_trainer.domain.curves import thinned
 from veneer_trainer.domain.dispatch import Dispatch
-from veneer_trainer.domain.jobs import Estimate, Order, TrainingJob, as_json, job_of
+from veneer_trainer.domain.jobs import Estimate, Order, Point, TrainingJob, as_json, job_of
 from veneer_trainer.domain.lifecycle import TERMINAL, State, wrong_state
 from veneer_trainer.domain.requests import Request
 from veneer_trainer.domain.spec import TrainingSpec
 from veneer_trainer.domain.work import Attempt, NewWork, Work, WorkKind, WorkRef
 from veneer_trainer.failpoints import failpoint
-from veneer_trainer.ports import CheckpointStore, Datasets, History, Requests, WorkStore
+from veneer_trainer.ports import CheckpointStore, Curves, Datasets, History, Requests, WorkStore
 
 _MAX_LABELS = 64
 _MAX_DISPLAY_NAME = 200
@@ -60,6 +61,7 @@ class TrainingJobs:
         admission: Admission,
         datasets: Datasets,
         checkpoints: CheckpointStore,
+        curves: Curves,
         dispatch: Dispatch,
         history: History,
         max_queued: int,
@@ -69,6 +71,7 @@ class TrainingJobs:
         self._admission = admission
         self._datasets = datasets
         self._checkpoints = checkpoints
+        self._curves = curves
         self._dispatch = dispatch
         self._history = history
         self._max_queued = max_queued
@@ -117,6 +120,10 @@ class TrainingJobs:
         """Returns a job; raises NotFound."""
         return self.view(self._store.get(_ref(tenant, name)))
 
+    def curve(self, tenant: str, name: TrainingJobName, max_points: int) -> list[Point]:
+        """Returns the course of a job's figures, thinned to about so many points; raises NotFound."""
+        return thinned(self._curves.read(self._store.get(_ref(tenant, name)).ref), max_points)
+
     def page(
         self,
         tenant: str,
@@ -157,7 +164,7 @@ class TrainingJobs:
             self._release_unless_owned(work.ref, job_of(work).spec.dataset_version)
 
     def delete(self, tenant: str, name: TrainingJobName) -> None:
-        """Forgets a finished job and its checkpoints.
+        """Forgets a finished job, its checkpoints and its curve.
 
         Raises:
             FailedPrecondition: it is not in a terminal state.
@@ -168,6 +175,7 @@ class TrainingJobs:
             raise wrong_state(work.ref.name, work.state, State.CANCELLED)
         if work.held_dataset:
             self._datasets.release(tenant, job_of(work).spec.dataset_version, work.ref.name)
+        self._curves.forget(work.ref)
         self._store.delete(work)
         self._checkpoints.forget(work.uid)
 

@@ -23,6 +23,7 @@ _BEAT_S = 1.0  # at most between two heartbeats: figures are fresh, and an order
 _AGAIN_S, _LONGEST_AGAIN_S = 0.2, 5.0
 _CALL_S = 60.0
 _HEARD_S = 0.02
+_MOST_FIGURES = 100  # in one heartbeat
 # What may pass: the service is away, full or restarting, or a credential is being replaced.
 _PASSING = (
     errors.Unavailable,
@@ -33,6 +34,7 @@ _PASSING = (
     errors.Unauthenticated,
     errors.Aborted,
 )
+_MISSING = {"NO_CHECKPOINT", "VERSION_UNKNOWN"}  # what is not there is something that the work needs, not the work
 
 
 class Order(IntEnum):
@@ -79,7 +81,7 @@ class Attempt:
         self._beat_s = min(interval_s / 2, _BEAT_S)
         self._answer_s = max(lease.lease_duration.ToNanoseconds() / 1e9, interval_s)
         self._resolved: training_job_pb2.ResolvedTraining | None = None
-        self._progress: training_job_pb2.TrainingProgress | None = None
+        self._progress: list[training_job_pb2.TrainingProgress] = []  # not told yet, oldest first
         self._share_done = self._told_share = 0.0
         self._hurry = asyncio.Event()
 
@@ -93,8 +95,8 @@ class Attempt:
         self._resolved = resolved
 
     def progress(self, progress: training_job_pb2.TrainingProgress) -> None:
-        """Has the next heartbeat carry figures of training."""
-        self._progress = progress
+        """Has the next heartbeat carry figures of training; of those that wait the newest hundred."""
+        self._progress = [*self._progress[1 - _MOST_FIGURES :], progress]
 
     def share_done(self, share: float) -> None:
         """Has heartbeats say how much of an evaluation is done, 0-1."""
@@ -107,7 +109,7 @@ class Attempt:
             Abandoned: the attempt is not ours any more.
         """
         self._hurry.set()
-        while self._resolved is not None or self._progress is not None or self._told_share != self._share_done:
+        while self._resolved is not None or self._progress or self._told_share != self._share_done:
             if self.abandoned:
                 raise Abandoned(self.ref.work)
             await asyncio.sleep(_HEARD_S)
@@ -154,15 +156,16 @@ class Attempt:
         # A decision is told before the first step is: they never cross.
         if resolved is not None:
             request.resolved.CopyFrom(resolved)
-        if progress is not None:
-            request.training.CopyFrom(progress)
+        if progress:
+            request.training.CopyFrom(progress[-1])
+            request.earlier.extend(progress[:-1])
         await call.write(request)
         response = await call.read()
         if not isinstance(response, _pb.HeartbeatResponse):  # the stream's end
             raise TimeoutError
         self._told_share = share_done
-        if self._progress is progress:
-            self._progress = None
+        told = set(map(id, progress))
+        self._progress = [each for each in self._progress if id(each) not in told]
         if self._resolved is resolved:
             self._resolved = None
         if response.delegation:
@@ -222,4 +225,4 @@ def _lost(problem: errors.VeneerError) -> bool:
     """Says whether an answer means that the work is another's or gone."""
     if isinstance(problem, errors.Aborted):
         return problem.reason == "STALE_TOKEN"
-    return isinstance(problem, errors.NotFound) and problem.reason != "NO_CHECKPOINT"
+    return isinstance(problem, errors.NotFound) and problem.reason not in _MISSING

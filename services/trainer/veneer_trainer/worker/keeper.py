@@ -73,7 +73,7 @@ class Keeper:
         print(f"veneer_worker {self._settings.name} ready", flush=True)
         try:
             while (lease := await self._lease(service)) is not None:
-                await self._do(service, lease)
+                await self._do(channel, service, lease)
         finally:
             await channel.close()
 
@@ -129,7 +129,12 @@ class Keeper:
             await asyncio.Event().wait()
         await self._calibrations.measure_next()
 
-    async def _do(self, service: worker_service_pb2_grpc.WorkerServiceAsyncStub, lease: _pb.Lease) -> None:
+    async def _do(
+        self,
+        channel: grpc.aio.Channel,
+        service: worker_service_pb2_grpc.WorkerServiceAsyncStub,
+        lease: _pb.Lease,
+    ) -> None:
         attempt = self._attempt = Attempt(service, self._token, lease)
         folder = self._scratch / f"{lease.attempt.work.replace('/', '-')}-{lease.attempt.fencing_token}"
         folder.mkdir()
@@ -138,7 +143,7 @@ class Keeper:
         _log.info("attempt begins", work=lease.attempt.work, token=lease.attempt.fencing_token)
         beats = asyncio.create_task(attempt.keep_alive())
         try:
-            outcome = await self._outcome(service, attempt, lease, folder)
+            outcome = await self._outcome(channel, service, attempt, lease, folder)
             if outcome is not None:
                 await attempt.finish(**outcome)
         except Abandoned:
@@ -153,6 +158,7 @@ class Keeper:
 
     async def _outcome(
         self,
+        channel: grpc.aio.Channel,
         service: worker_service_pb2_grpc.WorkerServiceAsyncStub,
         attempt: Attempt,
         lease: _pb.Lease,
@@ -164,7 +170,8 @@ class Keeper:
             match kind:
                 case "training_job":
                     self._calibrations.want(lease.training_job.spec)
-                    return await TrainingWork(self._settings, self._digests, service, attempt, lease, folder).run()
+                    work = TrainingWork(self._settings, self._digests, service, channel, attempt, lease, folder)
+                    return await work.run()
                 case "evaluation":
                     return await EvaluationWork(self._settings, service, attempt, lease).run()
                 case _:

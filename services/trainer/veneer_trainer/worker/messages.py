@@ -27,6 +27,7 @@ class Task(msgspec.Struct, tag=True, frozen=True):
         delegation: credential for it.
         folder: the attempt's own, for checkpoints and the adapter.
         checkpoint_folder: a checkpoint to resume from; empty for none.
+        initial_folder: PEFT folder of the adapter version to start from; empty for none, and beside a checkpoint.
         threads: that it computes with.
         tenant: whose the job is.
         cache_bytes: most memory for rows, and again for features of pictures.
@@ -43,6 +44,7 @@ class Task(msgspec.Struct, tag=True, frozen=True):
     delegation: str
     folder: str
     checkpoint_folder: str
+    initial_folder: str
     threads: int
     tenant: str
     cache_bytes: int

@@ -9,12 +9,13 @@ import signal
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
+import grpc
 import structlog
 
 from veneer.trainer.v1 import training_job_pb2, worker_service_pb2, worker_service_pb2_grpc
 from veneer_rpc.errors import FailedPrecondition, NotFound, VeneerError
 from veneer_rpc.names import ModelName
-from veneer_trainer.worker import folders
+from veneer_trainer.worker import folders, initial_adapter
 from veneer_trainer.worker.attempt import Abandoned, Attempt, Order, failure
 from veneer_trainer.worker.child_process import ChildProcess
 from veneer_trainer.worker.messages import (
@@ -45,6 +46,7 @@ class TrainingWork:
         settings: the process's.
         digests: of the bases it holds.
         service: the trainer.
+        channel: to the trainer.
         attempt: the lease.
         lease: what it is about.
         folder: the attempt's own; the caller removes it.
@@ -55,6 +57,7 @@ class TrainingWork:
         settings: WorkerSettings,
         digests: Mapping[ModelName, str],
         service: worker_service_pb2_grpc.WorkerServiceAsyncStub,
+        channel: grpc.aio.Channel,
         attempt: Attempt,
         lease: _pb.Lease,
         folder: Path,
@@ -62,6 +65,7 @@ class TrainingWork:
         self._settings = settings
         self._digests = digests
         self._service = service
+        self._channel = channel
         self._attempt = attempt
         self._lease = lease
         self._folder = folder
@@ -96,6 +100,7 @@ class TrainingWork:
         job = self._lease.training_job
         model = ModelName.parse(job.spec.model)
         settings = self._settings
+        checkpoint = await self._fetch_checkpoint()
         return Task(
             job=job.SerializeToString(),
             model_directory=str(settings.model_directories[model]),
@@ -104,7 +109,8 @@ class TrainingWork:
             certificates_file=str(settings.certificates_file or ""),
             delegation=self._attempt.delegation,
             folder=str(self._folder),
-            checkpoint_folder=await self._fetch_checkpoint(),
+            checkpoint_folder=checkpoint,
+            initial_folder="" if checkpoint else await self._fetch_initial_adapter(),
             threads=settings.threads,
             tenant=self._lease.tenant,
             cache_bytes=settings.cache_bytes,
@@ -137,6 +143,15 @@ class TrainingWork:
         except NotFound:  # none whose digests hold: from the beginning
             self._step = 0
             return ""
+        return str(folder)
+
+    async def _fetch_initial_adapter(self) -> str:
+        """Downloads what a fresh run starts from; empty where it starts from nothing."""
+        name = self._lease.training_job.spec.initial_adapter_version
+        if not name:
+            return ""
+        folder = self._folder / "initial"
+        await initial_adapter.fetch(self._channel, self._attempt, self._lease.tenant, name, folder)
         return str(folder)
 
     async def _listen(self, child: ChildProcess) -> ToParent | None:

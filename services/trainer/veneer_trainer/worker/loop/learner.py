@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from veneer_trainer.domain.estimate import PASS_TOKENS
+from veneer_trainer.failpoints import failpoint
 from veneer_trainer.worker.loop.batches import Pass, Step
 from veneer_trainer.worker.loop.features import FrozenFeatures, trained_features
 from veneer_trainer.worker.loop.plan import Plan
@@ -106,7 +107,9 @@ class Learner:
             torch.nn.utils.clip_grads_with_norm_(self._weights, limit, norm)
         for group in optimizer.param_groups:
             group["lr"] = rate
+        failpoint("step.gradients")
         optimizer.step()
+        failpoint("step.moved")
         optimizer.zero_grad(set_to_none=True)
         figures.step += 1
         figures.loss, figures.gradient_norm = loss, gradient_norm

@@ -52,10 +52,6 @@ class Plan:
         lora = spec.lora
         if lora.use_dora:
             raise Refused("DORA_UNSUPPORTED", "spec.lora.use_dora: this worker trains plain LoRA only")
-        if spec.initial_adapter_version:
-            raise Refused(
-                "INITIAL_ADAPTER_UNSUPPORTED", "spec.initial_adapter_version: this worker starts fresh adapters only"
-            )
         linears = {name: Linear(_group(name), *shape) for name, shape in adaptable_linears(config).items()}
         names = tuple(targeted(linears, Lora(rank=lora.rank, target_modules=tuple(lora.target_modules))))
         adapter = AdapterConfig(

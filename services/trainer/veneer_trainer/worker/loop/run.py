@@ -14,6 +14,7 @@ from veneer.dataset.v1 import dataset_pb2
 from veneer.trainer.v1 import model_pb2, training_job_pb2
 from veneer_digests import adapter_digest, tensor_digests
 from veneer_processing import ProcessingContract, Processor
+from veneer_trainer.failpoints import failpoint
 from veneer_trainer.worker.loop.batches import Ahead, Batches
 from veneer_trainer.worker.loop.dataset import Dataset
 from veneer_trainer.worker.loop.feature_files import FeatureFiles, tower_digest
@@ -49,6 +50,8 @@ def train(link: Link, task: Task) -> None:
     spec, folder = job.spec, Path(task.folder)
     torch.set_num_threads(task.threads)
 
+    if job.HasField("resolved"):
+        spec.dtype = job.resolved.dtype  # what AUTO was on the first machine
     config = ModelConfig.from_directory(Path(task.model_directory))
     plan = Plan.of(spec, config)
     processor = processor_under(Path(task.model_directory), task.model_digest, spec.max_pixels)
@@ -68,6 +71,7 @@ def train(link: Link, task: Task) -> None:
     validation = None
     if spec.validation_split:
         validation = _split(dataset, processor, facts, spec, spec.validation_split, task.cache_bytes - split.size_bytes)
+    failpoint("rows.loaded")
     total_steps, per_epoch = plan.total_steps(split.used_rows), plan.steps_per_epoch(split.used_rows)
 
     model = load(Path(task.model_directory), plan.dtype)
@@ -76,6 +80,8 @@ def train(link: Link, task: Task) -> None:
     if task.checkpoint_folder:
         state.restore(Path(task.checkpoint_folder))
         figures = state.figures
+    elif task.initial_folder:
+        state.start_from(Path(task.initial_folder), config)
     features = None if plan.trains_tower else _features(model, plan, processor.contract, task)
     batches = Batches(processor, plan, features.known if features else lambda sha256: None)
     learner, gauges = Learner(model, state, plan, features), Gauges()
@@ -93,6 +99,7 @@ def train(link: Link, task: Task) -> None:
     def checkpoint() -> None:
         made = folder / f"checkpoint-{figures.step}"
         state.save(made)
+        failpoint("checkpoint.made")
         link.send(CheckpointMade(figures.step, str(made)))
 
     def validate() -> bool:
@@ -101,6 +108,7 @@ def train(link: Link, task: Task) -> None:
             return False
         figures.validation_loss = learner.loss(batches.validation(validation))
         figures.validated_step = figures.step
+        failpoint("validation.done")
         best, stopping = figures.best_validation_loss, spec.early_stopping
         if best is None or figures.validation_loss < best - stopping.min_delta:
             figures.best_validation_loss, figures.waited = figures.validation_loss, 0
@@ -147,6 +155,7 @@ def train(link: Link, task: Task) -> None:
         state.take_best()
     final = gauges.progress(figures, total_steps, figures.step / per_epoch, rate)
     digest = write_adapter(state.adapter, processor.contract, folder / "adapter")
+    failpoint("adapter.written")
     link.send(Progressed(final.SerializeToString()))
     link.send(Trained(str(folder / "adapter"), digest, final.SerializeToString()))
 

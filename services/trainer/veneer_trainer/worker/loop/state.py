@@ -11,9 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from veneer_trainer.failpoints import failpoint
 from veneer_trainer.worker.loop.plan import Plan
 from veneer_trainer.worker.refusal import Refused
+from veneer_vlm import peft_folder
 from veneer_vlm.config import ModelConfig
+from veneer_vlm.errors import AdapterError
 from veneer_vlm.lora import Adapter
 
 _ADAPTER, _OPTIMIZER, _BEST, _STATE = "adapter.safetensors", "optimizer.safetensors", "best.safetensors", "state.json"
@@ -68,6 +71,24 @@ class State:
         )
         return cls(adapter, optimizer, Figures(seed=plan.spec.seed))
 
+    def start_from(self, folder: Path, config: ModelConfig) -> None:
+        """Takes the weights of a PEFT folder; the optimiser starts afresh.
+
+        Raises:
+            Refused: it is not of the job's base, rank, scale or targets.
+        """
+        try:
+            initial = peft_folder.read(folder, config)
+        except AdapterError as error:
+            raise Refused("INITIAL_ADAPTER_UNUSABLE", "; ".join(error.violations)) from error
+        theirs, weights = initial.config, dict(initial.tensors())
+        ours = self.adapter.config
+        if (theirs.r, theirs.scale) != (ours.r, ours.scale) or initial.pairs.keys() != self.adapter.pairs.keys():
+            raise Refused("INITIAL_ADAPTER_DIFFERS", "its rank, scale or targets are not the job's")
+        with torch.no_grad():
+            for name, tensor in self.adapter.tensors():
+                tensor.copy_(weights[name])
+
     def save(self, folder: Path) -> None:
         """Writes a checkpoint into a new folder."""
         folder.mkdir(parents=True)
@@ -78,6 +99,7 @@ class State:
             for moment in _MOMENTS
             if tensor in self.optimizer.state
         }
+        failpoint("checkpoint.half")
         save_file(moments, folder / _OPTIMIZER)
         if self.best:
             save_file(self.best, folder / _BEST)
