@@ -213,6 +213,7 @@ class Jobs(Face[AsyncJobs]):
     get = Blocking(AsyncJobs.get)
     list = Iterating(AsyncJobs.list)
     watch = Iterating(AsyncJobs.watch)
+    curve = Blocking(AsyncJobs.curve)
     wait = Blocking(AsyncJobs.wait)
     cancel = Blocking(AsyncJobs.cancel)
     pause = Blocking(AsyncJobs.pause)

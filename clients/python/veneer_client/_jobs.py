@@ -3,12 +3,13 @@
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
-from veneer.trainer.v1.training_job_pb2 import JobState, TrainingEstimate, TrainingJob, TrainingSpec
+from veneer.trainer.v1.training_job_pb2 import JobState, TrainingEstimate, TrainingJob, TrainingProgress, TrainingSpec
 from veneer.trainer.v1.training_service_pb2 import (
     CancelTrainingJobRequest,
     CreateTrainingJobRequest,
     DeleteTrainingJobRequest,
     EstimateTrainingJobRequest,
+    GetTrainingCurveRequest,
     GetTrainingJobRequest,
     ListTrainingJobsRequest,
     PauseTrainingJobRequest,
@@ -143,6 +144,11 @@ class AsyncJobs:
             self._stub().WatchTrainingJob, request, lambda message: message.training_job
         ):
             yield job
+
+    async def curve(self, name: str, *, max_points: int = 1000) -> Sequence[TrainingProgress]:
+        """Returns the course of a job's figures by growing step, thinned to about so many points."""
+        request = GetTrainingCurveRequest(name=full("trainingJobs", name), max_points=max_points)
+        return (await self._trainer.read(self._stub().GetTrainingCurve, request)).points
 
     async def wait(self, name: str) -> TrainingJob:
         """Waits for a job and returns it when it succeeded.

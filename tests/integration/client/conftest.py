@@ -348,6 +348,17 @@ class TrainerService(training_service_pb2_grpc.TrainerServiceServicer):
         job.revision += 1
         yield training_service_pb2.WatchTrainingJobResponse(training_job=job)
 
+    async def GetTrainingCurve(self, request: Any, context: Any) -> Any:
+        await self.cluster.begin("GetTrainingCurve", request, context)
+        if request.name not in self.cluster.jobs:
+            await not_found(context, request.name)
+        curve = training_service_pb2.TrainingCurve()
+        for step in range(1, self.cluster.jobs[request.name].progress.step + 1):
+            point = curve.points.add(step=step, loss=2.0 / step, learning_rate=2e-4, gradient_norm=1.0)
+            if step % 2 == 0:
+                point.validation_loss = 2.5 / step
+        return curve
+
     def publish(self, job: Any) -> str:
         adapters = self.cluster.adapters
         adapter = adapters.setdefault(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from veneer.trainer.v1.training_job_pb2 import JobState
@@ -113,6 +114,29 @@ def test_a_watched_job_on_a_terminal(trained: Veneer, monkeypatch: pytest.Monkey
     assert "█" in drawn
     assert "━" in drawn
     assert "7.5 rows/s" in drawn
+
+
+def test_a_jobs_curves_are_drawn(trained: Veneer, tmp_path: Path) -> None:
+    out = tmp_path / "curves.png"
+    assert trained("jobs", "plot", "j1", "--out", out).out == f"{out}: 5 points, step 1 to 5\n"
+    with Image.open(out) as picture:
+        assert (picture.format, picture.size) == ("PNG", (1000, 3 * 260))
+        colours = {colour for _, colour in picture.getcolors(1 << 20) or []}
+    assert {(0x1F, 0x5F, 0xBF), (0xC0, 0x39, 0x2B)} <= colours  # the lines of loss and validation loss
+    points = trained("jobs", "plot", "j1", "--json").json
+    assert [point["step"] for point in points] == ["1", "2", "3", "4", "5"]
+    trained("train", "digits", "--adapter", "digits")
+    assert trained("jobs", "plot", "j2", "--out", out).err == "veneer: j2 has no figures yet\n"
+
+
+def test_an_order_with_all_that_the_command_offers(trained: Veneer) -> None:
+    trained("train", "digits", "--adapter", "digits", "--from", "digits@production", "--skip-long",
+            "--validate-every", 5, "--patience", 3, "--priority", "high")  # fmt: skip
+    spec = trained("jobs", "show", "j2", "--json").json["spec"]
+    assert spec["initial_adapter_version"] == "adapters/digits/versions/1"
+    assert spec["lora"]["rank"] == 16  # that of the version
+    assert (spec["over_length"], spec["priority"]) == ("OVER_LENGTH_SKIP", "PRIORITY_HIGH")
+    assert (spec["validation_interval_steps"], spec["early_stopping"]) == ("5", {"patience": 3})
 
 
 def test_a_failed_job_exits_with_1_and_its_reason(veneer: Veneer, folder: Path, cluster: Any) -> None:

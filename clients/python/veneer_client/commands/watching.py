@@ -18,18 +18,22 @@ from veneer_client import Client, VeneerError, state_name
 from veneer_client.commands import screen
 
 LINE_INTERVAL_S = 5.0
+_SPARK_POINTS = 200
 _W = TypeVar("_W", TrainingJob, Evaluation)
 
 
 def watch_job(client: Client, name: str, json: bool) -> TrainingJob:
     """Shows a job until it has ended, and returns its last snapshot."""
     losses: list[float] = []
+    shown = not json and sys.stdout.isatty()
+    seen = client.jobs.curve(name, max_points=_SPARK_POINTS) if shown else ()  # what was before the watch began
+    losses += [point.loss for point in seen]
 
     def picture(job: TrainingJob) -> RenderableType:
         return _job_bar(job, losses)
 
     def snapshots() -> Iterator[TrainingJob]:
-        step = 0
+        step = seen[-1].step if seen else 0
         for job in client.jobs.watch(name):
             if job.progress.step > step:
                 step = job.progress.step
