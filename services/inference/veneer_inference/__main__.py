@@ -38,6 +38,7 @@ async def serve(settings: InferenceSettings) -> None:
             dtype=settings.dtype,
             kv_tokens=settings.kv_tokens,
             step_tokens=settings.step_tokens,
+            prefix_cache=settings.prefix_cache,
             slots=settings.adapter_slots,
             max_rank=settings.max_rank,
             waiting=settings.max_waiting,

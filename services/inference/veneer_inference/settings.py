@@ -34,9 +34,13 @@ class InferenceSettings(ServerSettings):
 
     engine: Literal["torch", "vllm"] = setting("What computes: our own on torch, or vLLM on a GPU.", "torch")
     threads: int = setting("Threads that the engine computes with; 0: as many as cores.", 0, 0, 1024)
-    dtype: Literal["float32", "bfloat16"] = setting("How the base's numbers are held.", "float32")
+    dtype: Literal["float32", "bfloat16", "int8", "auto"] = setting(
+        "How the base's numbers are held; auto: in eight bits where a held-out check allows it, else as is fastest.",
+        "float32",
+    )
     kv_tokens: int = setting("Tokens of key-value memory over all requests.", 16_384, 64, 1 << 40)
     step_tokens: int = setting("Tokens of a step at most; a longer prompt goes in pieces.", 512, 1, 1 << 20)
+    prefix_cache: bool = setting("Compute equal beginnings of a tenant's prompts to one adapter once.", True)
     adapter_slots: int = setting("Adapters that are ready for a step at once.", 16, 1, 4096)
     max_rank: int = setting("Greatest rank of an adapter.", 64, 1, 4096)
     max_waiting: int = setting("Requests that wait for the engine; more get RESOURCE_EXHAUSTED.", 256, 1, 100_000)

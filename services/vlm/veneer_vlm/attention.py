@@ -40,6 +40,27 @@ class PackedAttention:
         ]
         return gathered[0] if len(gathered) == 1 else torch.cat(gathered)
 
+    def rows(self, start: int, stop: int, query_T_H_K: Tensor, key_T_G_K: Tensor, value_T_G_K: Tensor) -> Tensor:
+        """What tokens `start` to `stop` gather, (stop - start, H, K), of all that they see.
+
+        Raises:
+            ValueError: causal, and the tokens are not all.
+        """
+        if (start, stop) == (0, len(query_T_H_K)):
+            return self(0, query_T_H_K, key_T_G_K, value_T_G_K)
+        if self.causal:
+            raise ValueError("rows of a causal pass cannot be gathered apart")
+        gathered = [
+            attend(query_T_H_K[max(a, start) : min(b, stop)], key_T_G_K[a:b], value_T_G_K[a:b])
+            for a, b in self.bounds
+            if max(a, start) < min(b, stop)
+        ]
+        return gathered[0] if len(gathered) == 1 else torch.cat(gathered)
+
+    def seen(self, start: int, stop: int) -> int:
+        """How many tokens those from `start` to `stop` see, all together, where each sees its whole sequence."""
+        return sum(max(0, min(b, stop) - max(a, start)) * (b - a) for a, b in self.bounds)
+
 
 def attend(
     query_T_H_K: Tensor,

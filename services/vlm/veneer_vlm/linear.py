@@ -1,10 +1,10 @@
 """The one place where activations meet the base's weights.
 
-Owns the seam at which a base linear may be computed in another way (packed for a CPU's GEMM, eight bits): a
-subclass overrides `project`, and nothing else in the model changes. What an adapter adds comes from `lora`.
+Owns the seam at which a base linear may be computed in another way (packed for a CPU's GEMM, eight bits): its
+`kernel` is another one, and nothing else in the model changes. What an adapter adds comes from `lora`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -23,6 +23,10 @@ class Adapters(Protocol):
         """The same adapters once each `size` neighbouring rows have become one."""
         ...
 
+    def rows(self, start: int, stop: int) -> "Adapters":
+        """What these rows of the pass wear, by themselves."""
+        ...
+
 
 class FusedLinear(nn.Module):
     """Linears of the checkpoint that read the same input, as one GEMM.
@@ -30,6 +34,7 @@ class FusedLinear(nn.Module):
     Attributes:
         parts: the last component of each linear's name in the checkpoint, with its number of outputs.
         names: each linear's whole name; the model sets it when it is put together.
+        kernel: computes the base's product (T, O) in place of the weight; None for the weight itself.
     """
 
     def __init__(self, inputs: int, parts: dict[str, int], *, bias: bool = False) -> None:
@@ -39,6 +44,12 @@ class FusedLinear(nn.Module):
         outputs = sum(parts.values())
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
+        self.kernel: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def weight_outputs(self) -> int:
+        """O, of all parts together."""
+        return sum(self.parts.values())
 
     def slots(self) -> dict[str, Tensor]:
         """Where each tensor of the checkpoint goes: views of this module's parameters."""
@@ -52,7 +63,9 @@ class FusedLinear(nn.Module):
         return slots
 
     def project(self, input_T_I: Tensor) -> Tensor:
-        """The base's product alone, (T, O): the method that another kernel overrides."""
+        """The base's product alone, (T, O)."""
+        if self.kernel is not None:
+            return self.kernel(input_T_I)
         return F.linear(input_T_I, self.weight, self.bias)
 
     def forward(self, input_T_I: Tensor, lora: Adapters | None) -> Sequence[Tensor]:

@@ -195,6 +195,17 @@ class AdapterBatch:
             ]
         )
 
+    def rows(self, start: int, stop: int) -> "AdapterBatch":
+        """See `veneer_vlm.linear.Adapters`."""
+        bounds = [(max(segment.start, start), min(segment.stop, stop), segment) for segment in self.segments]
+        return AdapterBatch(
+            [
+                dataclasses.replace(segment, start=first - start, stop=last - start)
+                for first, last, segment in bounds
+                if first < last
+            ]
+        )
+
 
 def _joined(pieces: Sequence[Tensor]) -> Tensor:
     """Pieces along T, without a copy where there is but one."""

@@ -100,6 +100,10 @@ class PackedAdapterBatch:
         """See `veneer_vlm.linear.Adapters`."""
         return PackedAdapterBatch(self._pack, self._owner_T[::size])
 
+    def rows(self, start: int, stop: int) -> "PackedAdapterBatch":
+        """See `veneer_vlm.linear.Adapters`."""
+        return PackedAdapterBatch(self._pack, self._owner_T[start:stop])
+
 
 def _added(output_T_O: Tensor, inner_T_R: Tensor, b_R_O: Tensor) -> Tensor:
     """Rounded once, into the output's dtype."""

@@ -1,13 +1,13 @@
 """The vision tower over the packed patches of several pictures.
 
-Owns patch embedding, blocks, mergers, and a pass that can be cut into slices of layers, so that an engine may
-run other work in between. Patches come from `veneer_processing`, block by block: the merge² patches that
-become one visual token lie next to each other.
+Owns patch embedding, blocks, mergers, and a pass that can be cut into slices, so that an engine may run other work in
+between: a large picture's layer alone takes a second on two cores, so layers are cut too, into rows of patches. Patches
+come from `veneer_processing`, block by block: the merge² patches that become one visual token lie next to each other.
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +58,8 @@ class VisionPass:
         lora: what the patches wear.
         layer: the next block to run.
         deepstack_M_D: features merged so far.
+        tokens_M_D: the last of all; None before.
+        slices: what is left to run, each with its multiplications; None before the first.
     """
 
     hidden_P_W: Tensor
@@ -66,6 +68,12 @@ class VisionPass:
     lora: Adapters | None
     layer: int = 0
     deepstack_M_D: list[Tensor] = dataclasses.field(default_factory=list)
+    tokens_M_D: Tensor | None = None
+    slices: Iterator[float] | None = None
+
+
+Pieces = Generator[float, None, Tensor]
+"""Rows of a result, piece by piece: yields the multiplications of each, and returns all rows."""
 
 
 class PatchEmbed(nn.Module):
@@ -85,18 +93,14 @@ class VisionAttention(nn.Module):
         self.qkv = Linear(config.hidden_size, 3 * config.hidden_size, bias=True)
         self.proj = Linear(config.hidden_size, config.hidden_size, bias=True)
 
-    def forward(
-        self,
-        hidden_P_W: Tensor,
-        rotation: Rotation,
-        attention: PackedAttention,
-        layer: int,
-        lora: Adapters | None,
-    ) -> Tensor:
-        """(P, W)."""
+    def heads(self, hidden_P_W: Tensor, rotation: Rotation, lora: Adapters | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values, (P, H, K) each."""
         qkv_P_3_H_K = self.qkv(hidden_P_W, lora).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = qkv_P_3_H_K.unbind(1)
-        gathered_P_H_K = attention(layer, rotate(query, rotation), rotate(key, rotation), value)
+        return rotate(query, rotation), rotate(key, rotation), value
+
+    def output(self, gathered_P_H_K: Tensor, lora: Adapters | None) -> Tensor:
+        """(P, W)."""
         output_P_W: Tensor = self.proj(gathered_P_H_K.flatten(1), lora)
         return output_P_W
 
@@ -126,18 +130,25 @@ class VisionBlock(nn.Module):
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=1e-6)
         self.mlp = VisionMLP(config)
 
-    def forward(
-        self,
-        hidden_P_W: Tensor,
-        rotation: Rotation,
-        attention: PackedAttention,
-        layer: int,
-        lora: Adapters | None,
-    ) -> Tensor:
-        """(P, W)."""
-        hidden_P_W = hidden_P_W + self.attn(self.norm1(hidden_P_W), rotation, attention, layer, lora)
-        hidden_P_W = hidden_P_W + self.mlp(self.norm2(hidden_P_W), lora)
-        return hidden_P_W
+    def pieces(
+        self, hidden_P_W: Tensor, rotation: Rotation, attention: PackedAttention, lora: Adapters | None, rows: int
+    ) -> Pieces:
+        """The stream after the block, so many rows at a time: queries, keys and values of all, then the rest."""
+        width, inner = hidden_P_W.shape[-1], self.mlp.linear_fc1.weight_outputs
+        heads = []
+        for start, stop in _spans(len(hidden_P_W), rows):
+            turned = (rotation[0][start:stop], rotation[1][start:stop])
+            heads.append(self.attn.heads(self.norm1(hidden_P_W[start:stop]), turned, _rows(lora, start, stop)))
+            yield (stop - start) * 3.0 * width**2
+        query, key, value = (_whole(parts) for parts in zip(*heads, strict=True))
+        done = []
+        for start, stop in _spans(len(hidden_P_W), rows):
+            worn = _rows(lora, start, stop)
+            gathered_P_H_K = attention.rows(start, stop, query, key, value)
+            here_P_W = hidden_P_W[start:stop] + self.attn.output(gathered_P_H_K, worn)
+            done.append(here_P_W + self.mlp(self.norm2(here_P_W), worn))
+            yield (stop - start) * (width**2 + 2.0 * width * inner) + attention.seen(start, stop) * 2.0 * width
+        return _whole(done)
 
 
 class PatchMerger(nn.Module):
@@ -167,6 +178,15 @@ class PatchMerger(nn.Module):
         tokens_M_D: Tensor = self.linear_fc2(F.gelu(self.linear_fc1(merged, lora)), lora)
         return tokens_M_D
 
+    def pieces(self, hidden_P_W: Tensor, lora: Adapters | None, rows: int) -> Pieces:
+        """(M, D), so many patches at a time, a multiple of merge²."""
+        size = self.linear_fc1.weight_outputs
+        done = []
+        for start, stop in _spans(len(hidden_P_W), rows):
+            done.append(self(hidden_P_W[start:stop], _rows(lora, start, stop)))
+            yield (stop - start) / self.merge * size * (size + self.linear_fc2.weight_outputs)
+        return _whole(done)
+
 
 def _side_by_side(hidden_P_W: Tensor, merge: int) -> Tensor:
     return hidden_P_W.view(-1, merge * hidden_P_W.shape[-1])
@@ -189,7 +209,7 @@ class VisionTower(nn.Module):
     def forward(self, patches_P_X: Tensor, grids: Sequence[Grid], lora: Adapters | None = None) -> VisualFeatures:
         """The features of all pictures, in order."""
         vision_pass = self.start(patches_P_X, grids, lora)
-        self.advance(vision_pass, self.config.depth)
+        self.advance(vision_pass, math.inf)
         return self.finish(vision_pass)
 
     def start(self, patches_P_X: Tensor, grids: Sequence[Grid], lora: Adapters | None = None) -> VisionPass:
@@ -226,30 +246,49 @@ class VisionTower(nn.Module):
             lora=lora,
         )
 
-    def advance(self, vision_pass: VisionPass, layers: int) -> bool:
-        """Run up to `layers` more blocks; True when the last one is done."""
-        taps = self.config.deepstack_visual_indexes
-        stop = min(vision_pass.layer + layers, self.config.depth)
-        for layer in range(vision_pass.layer, stop):
-            vision_pass.hidden_P_W = self.blocks[layer](
-                vision_pass.hidden_P_W, vision_pass.rotation, vision_pass.attention, layer, vision_pass.lora
-            )
-            if layer in taps:
-                merger = self.deepstack_merger_list[taps.index(layer)]
-                vision_pass.deepstack_M_D.append(merger(vision_pass.hidden_P_W, vision_pass.lora))
-        vision_pass.layer = stop
-        return stop == self.config.depth
+    def advance(self, vision_pass: VisionPass, multiplications: float) -> bool:
+        """Run on for about so many multiplications, a row of merged patches at least; True when the pass is done."""
+        if vision_pass.slices is None:
+            vision_pass.slices = self._slices(vision_pass, self._rows(vision_pass, multiplications))
+        done = 0.0
+        for part in vision_pass.slices:
+            done += part
+            if done >= multiplications:
+                return False
+        return True
 
     def finish(self, vision_pass: VisionPass) -> VisualFeatures:
-        """The features of a pass that went through all blocks.
+        """The features of a pass that is done.
 
         Raises:
-            ValueError: blocks are left to run.
+            ValueError: something is left to run.
         """
-        if vision_pass.layer != self.config.depth:
+        if vision_pass.tokens_M_D is None:
             raise ValueError(f"the pass stands before block {vision_pass.layer} of {self.config.depth}")
-        tokens_M_D = self.merger(vision_pass.hidden_P_W, vision_pass.lora)
-        return VisualFeatures(tokens_M_D, tuple(vision_pass.deepstack_M_D))
+        return VisualFeatures(vision_pass.tokens_M_D, tuple(vision_pass.deepstack_M_D))
+
+    def _rows(self, vision_pass: VisionPass, multiplications: float) -> int:
+        """Patches of a piece that stays within so many multiplications wherever in the pass it is."""
+        config, patches = self.config, len(vision_pass.hidden_P_W)
+        merge = config.spatial_merge_size**2
+        longest = max((stop - start for start, stop in vision_pass.attention.bounds), default=0)
+        in_block = config.hidden_size * (config.hidden_size + 2 * config.intermediate_size + 2 * longest)
+        in_merger = config.merged_size * (config.merged_size + config.out_hidden_size) / merge
+        pieces = multiplications / max(in_block, in_merger)
+        return patches if pieces >= patches else max(merge, int(pieces) // merge * merge)
+
+    def _slices(self, vision_pass: VisionPass, rows: int) -> Iterator[float]:
+        taps, lora = self.config.deepstack_visual_indexes, vision_pass.lora
+        for layer, block in enumerate(self.blocks):
+            vision_pass.hidden_P_W = yield from block.pieces(  # type: ignore[operator]  # a VisionBlock
+                vision_pass.hidden_P_W, vision_pass.rotation, vision_pass.attention, lora, rows
+            )
+            vision_pass.layer = layer + 1
+            if layer in taps:
+                merger = self.deepstack_merger_list[taps.index(layer)]
+                level = yield from merger.pieces(vision_pass.hidden_P_W, lora, rows)  # type: ignore[operator]
+                vision_pass.deepstack_M_D.append(level)
+        vision_pass.tokens_M_D = yield from self.merger.pieces(vision_pass.hidden_P_W, lora, rows)
 
     def _place(self, rows: int, columns: int) -> Tensor:
         """The square of learned embeddings stretched to a picture, corners kept, in block order, (P, W)."""
@@ -258,6 +297,18 @@ class VisionTower(nn.Module):
         stretched = _stretch(_stretch(table, rows, dim=0), columns, dim=1)
         row_P, column_P = _block_order(rows, columns, self.config.spatial_merge_size, table.device)
         return stretched[row_P, column_P]
+
+
+def _spans(count: int, size: int) -> list[tuple[int, int]]:
+    return [(start, min(start + size, count)) for start in range(0, count, max(size, 1))]
+
+
+def _rows(lora: Adapters | None, start: int, stop: int) -> Adapters | None:
+    return None if lora is None else lora.rows(start, stop)
+
+
+def _whole(pieces: Sequence[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
 
 
 def _stretch(table: Tensor, size: int, dim: int) -> Tensor:

@@ -44,6 +44,7 @@ CONFIG = {
         "deepstack_visual_indexes": [1],
     },
 }
+OF_PATCH = 2 * 16 * (2 * 16 + 16)  # multiplications of a patch's way through a layer's linears
 GRIDS: tuple[Grid, ...] = ((1, 4, 4), (1, 2, 6), (1, 2, 2))
 
 
@@ -72,7 +73,7 @@ def assert_same(found: VisualFeatures, right: VisualFeatures) -> None:
 
 @torch.inference_mode()
 def test_slices_see_what_a_whole_pass_sees(model: VisionLanguageModel) -> None:
-    sight = Sight(model, slice_patches=20, cache_bytes=1 << 20)
+    sight = Sight(model, slice_multiplications=20 * OF_PATCH, cache_bytes=1 << 20)
     pictures = [picture(number, grid) for number, grid in enumerate(GRIDS)]
     for each in pictures:
         assert sight.show(each) is None
@@ -95,7 +96,7 @@ def test_slices_see_what_a_whole_pass_sees(model: VisionLanguageModel) -> None:
 @torch.inference_mode()
 def test_pictures_in_one_pass_wear_their_own_adapters(model: VisionLanguageModel) -> None:
     worn = {"a": adapter(model, 1, "attn.qkv", "linear_fc2"), "b": adapter(model, 2, "merger.linear_fc1")}
-    sight = Sight(model, slice_patches=1000, cache_bytes=0)
+    sight = Sight(model, slice_multiplications=1000 * OF_PATCH, cache_bytes=0)
     digests = ["a", "", "b", "a"]
     pictures = [picture(n, GRIDS[n % 3], worn.get(digest), digest) for n, digest in enumerate(digests)]
     for each in pictures:
@@ -115,7 +116,7 @@ def test_which_adapters_touch_the_tower(model: VisionLanguageModel) -> None:
 
 
 def test_pictures_of_an_ended_request_are_not_seen(model: VisionLanguageModel) -> None:
-    sight = Sight(model, 1000, 0)
+    sight = Sight(model, 1000 * OF_PATCH, 0)
     for number in (1, 2):
         sight.show(picture(number, GRIDS[0]))
     sight.forget(1)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from veneer_vlm.lora import Adapter, AdapterBatch, AdapterConfig, Segment
 from veneer_vlm.vision import VisualFeatures
 
 if TYPE_CHECKING:
@@ -30,20 +31,39 @@ def test_features_are_the_peers(toy: Toy, patches: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("layers", [1, 3])
-def test_slices_of_layers_are_the_whole(toy: Toy, patches: torch.Tensor, layers: int) -> None:
-    whole = toy.model.see(patches, GRIDS)
-    tower = toy.model.visual
-    vision_pass = tower.start(patches, GRIDS)
+@pytest.mark.parametrize("multiplications", [1, 30_000, 400_000])
+def test_slices_are_the_whole(toy: Toy, patches: torch.Tensor, multiplications: int) -> None:
+    """Slices smaller than a layer, and larger; pictures wear an adapter, or nothing."""
+    tower, vision = toy.model.visual, toy.config.vision
+    adapter = Adapter.new(toy.config, AdapterConfig(r=2, target_modules=("attn.qkv", "linear_fc1", "linear_fc2")), 1)
+    for pair in adapter.pairs.values():
+        pair.b_O_R.normal_(0, 0.2, generator=torch.Generator().manual_seed(1))
+    lora = AdapterBatch([Segment(adapter, 0, 24), Segment(adapter, 28, 108)])
+    whole = toy.model.see(patches, GRIDS, lora)
+    vision_pass = tower.start(patches, GRIDS, lora)
     with pytest.raises(ValueError, match="before block 0 of 4"):
         tower.finish(vision_pass)
     slices = 1
-    while not tower.advance(vision_pass, layers):
+    while not tower.advance(vision_pass, multiplications):
         slices += 1
-    assert slices == -(-4 // layers)
     sliced = tower.finish(vision_pass)
-    assert torch.equal(sliced.tokens_M_D, whole.tokens_M_D)
-    assert all(map(torch.equal, sliced.deepstack_M_D, whole.deepstack_M_D))
+    assert_close(sliced.tokens_M_D, whole.tokens_M_D, rtol=0, atol=1e-5)
+    assert_close(sliced.deepstack_M_D, whole.deepstack_M_D, rtol=0, atol=1e-5)
+    linear = vision.depth * len(patches) * 2 * vision.hidden_size * (2 * vision.hidden_size + vision.intermediate_size)
+    assert slices > linear / (2 * max(multiplications, 20_000))  # a piece has one row of merged patches at least
+
+
+@torch.no_grad()
+def test_no_slice_is_long(toy: Toy) -> None:
+    """The multiplications of each, as the tower itself counts them, on a picture that dwarfs a slice."""
+    tower = toy.model.visual
+    patches = torch.zeros(40 * 40, toy.config.vision.patch_values)
+    vision_pass = tower.start(patches, [(1, 40, 40)])
+    assert not tower.advance(vision_pass, 2_000_000)
+    assert vision_pass.slices is not None
+    parts = list(vision_pass.slices)
+    assert max(parts) <= 2_000_000
+    assert sum(parts) > 100 * 2_000_000
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import Annotated, TypeAlias
 import typer
 
 from veneer.dataset.v1.conversation_pb2 import Message
+from veneer.inference.v1.inference_pb2 import SamplingParams
 from veneer.inference.v1.inference_service_pb2 import StreamGenerateResponse
 from veneer_client import Client, InvalidArgument, VeneerError, message
 from veneer_client._names import short
@@ -26,6 +27,10 @@ def chat(
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of an answer at most.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="0 takes the likeliest words.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the draws.")] = None,
+    schema: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="File with a JSON Schema: every answer is JSON of it."),
+    ] = None,
     json: Json = False,
     directory: Directory = None,
 ) -> None:
@@ -33,7 +38,9 @@ def chat(
 
     Example:
         veneer chat --adapter digits --image seven.png "Which digit is this?"
+        veneer chat --adapter invoices --image 17.png --schema invoice.schema.json "Extract number, date and total."
     """
+    sampling = SamplingParams(json_schema=schema.read_text("utf-8")) if schema else None
 
     def ask(client: Client, messages: Sequence[Message]) -> tuple[str, StreamGenerateResponse]:
         last, text = StreamGenerateResponse(), ""
@@ -44,6 +51,7 @@ def chat(
             max_tokens=max_tokens,
             temperature=temperature,
             seed=seed,
+            sampling=sampling,
         ):
             if json:
                 screen.print_json(screen.as_json(piece))

@@ -130,8 +130,6 @@ class EngineProcess:
         self, tenant: str, adapter_digest: str, prompt: EnginePrompt, sampling: Sampling
     ) -> AsyncIterator[Step]:
         """See ports.Engine. The request goes out when the first step is asked for."""
-        if sampling.json_schema:
-            raise EngineError("SCHEMA_UNSUPPORTED", ["this engine does not hold answers to a JSON schema"])
         key = self._key()
         answer = self._answers[key] = _Answer(self._reader_steps + 1)
         try:

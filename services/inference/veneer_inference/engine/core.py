@@ -12,10 +12,11 @@ import torch
 
 from veneer_inference.engine import messages
 from veneer_inference.engine.adapter_memory import AdapterMemory
+from veneer_inference.engine.grammar import Grammars
 from veneer_inference.engine.pace import Pace
 from veneer_inference.engine.request import INVALID, Request, check_prompt, check_sampling
 from veneer_inference.engine.runner import Runner
-from veneer_inference.engine.sampling import Sampler, scores_of
+from veneer_inference.engine.sampling import Choice, Sampler, Wish, scores_of
 from veneer_inference.engine.scheduler import Limits, Piece, Scheduler, Sequence
 from veneer_inference.engine.sight import Picture, Sight, feature_key, touches_tower
 from veneer_inference.engine.slots import BASE, AdapterSlots
@@ -26,7 +27,7 @@ from veneer_vlm.model import VisionLanguageModel
 
 _LOG = logging.getLogger(__name__)
 _SCORED_AT_ONCE = 64  # positions: 39 MB of float32 logits at a vocabulary of 151,936
-_TOWER_MULTIPLICATIONS = 4_000_000_000  # of a step: some tenths of a second on two cores
+_TOWER_MULTIPLICATIONS = 20_000_000_000  # of a step: some tenths of a second on two cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,8 @@ class EngineCore:
         adapter_slots: adapters that running requests wear at once.
         adapter_bytes: of adapters in memory.
         feature_bytes: of pictures' features that are kept.
+        prefix_cache: whether requests share the key-value blocks of equal beginnings.
+        grammars: of the base's JSON schemas; None where it has no tokenizer.
         load: starts loading an adapter, given its digest and folder; a `Loaded` comes to `handle` later.
     """
 
@@ -64,14 +67,17 @@ class EngineCore:
         adapter_bytes: int,
         feature_bytes: int,
         load: Callable[[str, str], None],
+        *,
+        prefix_cache: bool = True,
+        grammars: Grammars | None = None,
     ) -> None:
         self._model = model
         self._runner = Runner(model, limits.blocks, limits.block_tokens)
         self._sampler = Sampler(model)
-        vision = model.config.vision
-        layer = 2 * vision.hidden_size * (2 * vision.hidden_size + vision.intermediate_size)
-        self._sight = Sight(model, _TOWER_MULTIPLICATIONS // layer, feature_bytes)
+        self._sight = Sight(model, _TOWER_MULTIPLICATIONS, feature_bytes)
         self._load = load
+        self._prefix_cache = prefix_cache
+        self._grammars = grammars
         self._loading: dict[str, list[int]] = {}
         self._worn: dict[str, Adapter] = {}  # what is in a slot, on the model's device
         self._slots = AdapterSlots(adapter_slots, self._enter_slot, self._leave_slot)
@@ -152,6 +158,13 @@ class EngineCore:
             answer = self._scheduler.answer_limit(len(prompt.ids_T), sampling.max_tokens)
         size_bytes = prompt.ids_T.nbytes + prompt.positions_3_T.nbytes + prompt.patches_N_P.nbytes
         sequence = Sequence(command.key, command.tenant, command.adapter, len(prompt.ids_T), answer, size_bytes)
+        request = Request.of(sequence, prompt, sampling, top_logprobs, self._model.config.image_token_id)
+        if sampling is not None and sampling.json_schema:
+            if self._grammars is None:
+                raise EngineError("SCHEMA_UNSUPPORTED", ["this engine has no tokenizer"])
+            request.grammar = self._grammars.grammar(sampling.json_schema, sampling.stop_ids)
+        if self._prefix_cache:
+            request.share(self._scheduler.limits.block_tokens)
         if command.adapter != BASE:
             self._memory.acquire(command.adapter)
         try:
@@ -160,9 +173,7 @@ class EngineCore:
             if command.adapter != BASE:
                 self._memory.release(command.adapter)
             raise
-        self._requests[command.key] = Request.of(
-            sequence, prompt, sampling, top_logprobs, self._model.config.image_token_id
-        )
+        self._requests[command.key] = request
         self._counters["requests"] += 1
 
     def _begin(self, request: Request) -> None:
@@ -170,10 +181,11 @@ class EngineCore:
         sequence, prompt = request.sequence, request.prompt
         request.queued_s = time.monotonic() - request.arrived_s
         request.adapter = self._worn.get(sequence.adapter)
-        sequence.ready = not len(prompt.grids_n_3)
+        self._counters["prompt_tokens"] += sequence.prompt_tokens
+        self._counters["cached_tokens"] += sequence.cached
         worn = request.adapter if request.adapter is not None and touches_tower(request.adapter) else None
         worn_digest = BASE if worn is None else sequence.adapter
-        for index in range(len(prompt.grids_n_3)):
+        for index in request.to_see():
             grid, patches_P_X = request.picture(index)
             key = None
             if prompt.picture_digests:
@@ -197,32 +209,49 @@ class EngineCore:
         requests = [self._requests[piece.sequence.key] for piece in pieces]
         items = [request.item(piece) for request, piece in zip(requests, pieces, strict=True)]
         hidden_N_D = self._runner.run(items)
-        answering: list[tuple[Request, Sampling]] = []
+        answering: list[tuple[Request, Sampling, Wish]] = []
         rows: list[int] = []
         start = 0
         scored = []
         for request, piece, item in zip(requests, pieces, items, strict=True):
-            piece.sequence.computed += piece.tokens
+            request.name_blocks()
+            self._scheduler.computed(piece)
             self._counters["computed_tokens"] += piece.tokens
             if request.sampling is None:
                 scored.append((request, [piece.start + token + 1 for token in item.wanted], start))
             elif item.wanted:
-                answering.append((request, request.sampling))
-                rows.append(start)
+                try:
+                    answering.append((request, request.sampling, request.wish(request.sampling)))
+                    rows.append(start)
+                except EngineError as error:
+                    self._refuse(request, error)
             start += len(item.wanted)
         for request, places, first in scored:
             self._score(request, places, hidden_N_D[first : first + len(places)])
         if answering:
             hidden = hidden_N_D if len(rows) == len(hidden_N_D) else hidden_N_D[rows]
-            choices = self._sampler.choose(hidden, [request.wish(sampling) for request, sampling in answering])
-            for (request, sampling), choice in zip(answering, choices, strict=True):
-                finish = request.append(choice.token, sampling)
-                scores = () if choice.score is None else (choice.score,)
-                step = Step((choice.token,), scores, finish, queued_s=request.queued_s)
-                self._report.progress.append(messages.Progress(request.sequence.key, step))
-                self._counters["answer_tokens"] += 1
-                if finish:
-                    self._forget(request.sequence.key)
+            choices = self._sampler.choose(hidden, [wish for _, _, wish in answering])
+            for (request, sampling, _), choice in zip(answering, choices, strict=True):
+                self._answer(request, sampling, choice)
+
+    def _answer(self, request: Request, sampling: Sampling, choice: Choice) -> None:
+        """Reports a request's next token."""
+        try:
+            finish = request.append(choice.token, sampling)
+        except EngineError as error:
+            self._refuse(request, error)
+            return
+        scores = () if choice.score is None else (choice.score,)
+        step = Step((choice.token,), scores, finish, request.sequence.cached, request.queued_s)
+        self._report.progress.append(messages.Progress(request.sequence.key, step))
+        self._counters["answer_tokens"] += 1
+        if finish:
+            self._forget(request.sequence.key)
+
+    def _refuse(self, request: Request, error: EngineError) -> None:
+        """Ends one request of a pass; the others go on."""
+        self._forget(request.sequence.key)
+        self._fail(request.sequence.key, error)
 
     def _score(self, request: Request, places: list[int], hidden_N_D: torch.Tensor) -> None:
         """Scores targets that follow the hidden states; a prompt's last piece ends the request."""

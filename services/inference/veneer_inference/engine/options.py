@@ -6,11 +6,13 @@ from typing import Literal, TypedDict
 
 import msgspec
 
+Precision = Literal["float32", "bfloat16", "int8", "auto"]
+
 
 class Choices(TypedDict, total=False):
     """What has a default in `EngineOptions`, which says what it is."""
 
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Precision
     kv_tokens: int
     slots: int
     max_rank: int
@@ -20,6 +22,7 @@ class Choices(TypedDict, total=False):
     waiting_bytes: int
     adapter_bytes: int
     feature_bytes: int
+    prefix_cache: bool
 
 
 class EngineOptions(msgspec.Struct, kw_only=True, frozen=True):
@@ -28,7 +31,8 @@ class EngineOptions(msgspec.Struct, kw_only=True, frozen=True):
     Attributes:
         model: directory of the base.
         threads: that torch computes with.
-        dtype: of weights, keys and values.
+        dtype: of the base's numbers. "int8": its linears in eight bits, the rest in the machine's fastest floats;
+            "auto": that where a held-out check allows it, else those floats.
         kv_tokens: of key-value memory over all requests.
         slots: adapters that running requests wear at once.
         max_rank: greatest rank of an adapter.
@@ -38,11 +42,12 @@ class EngineOptions(msgspec.Struct, kw_only=True, frozen=True):
         waiting_bytes: of the waiting requests' prompts.
         adapter_bytes: of adapters in memory.
         feature_bytes: of kept features of pictures.
+        prefix_cache: whether requests share what was computed of equal beginnings.
     """
 
     model: str
     threads: int
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Precision = "float32"
     kv_tokens: int = 16384
     slots: int = 16
     max_rank: int = 64
@@ -52,3 +57,4 @@ class EngineOptions(msgspec.Struct, kw_only=True, frozen=True):
     waiting_bytes: int = 1 << 30
     adapter_bytes: int = 1 << 30
     feature_bytes: int = 1 << 28
+    prefix_cache: bool = True

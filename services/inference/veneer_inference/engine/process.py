@@ -7,6 +7,7 @@ nobody is left to answer, and the process ends.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -22,12 +23,14 @@ from veneer_digests import DigestError, model_digest
 from veneer_inference.engine import messages
 from veneer_inference.engine.adapter_folder import read_adapter
 from veneer_inference.engine.core import EngineCore, Loaded
+from veneer_inference.engine.grammar import Grammars
 from veneer_inference.engine.options import EngineOptions
+from veneer_inference.engine.precision import load_base
 from veneer_inference.engine.scheduler import Limits
-from veneer_inference.ports import EngineError, EngineInfo
+from veneer_inference.ports import EngineError, EngineInfo, Sampling
+from veneer_processing import ProcessingError
 from veneer_vlm.config import ModelConfig
 from veneer_vlm.errors import RefusedError
-from veneer_vlm.weights import load
 
 _LOG = logging.getLogger(__name__)
 _COMMANDS = 64  # prompts with their pixels lie in it
@@ -50,6 +53,7 @@ class EngineProcess:
         self._commands: queue.Queue[messages.Command | Loaded] = queue.Queue(_COMMANDS)
         self._loads: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
         self._reports: queue.Queue[messages.Message] = queue.Queue(_REPORTS)
+        self._grammars: Grammars | None = None
 
     def run(self) -> NoReturn:
         """Loads the base and serves."""
@@ -57,17 +61,17 @@ class EngineProcess:
         torch.set_num_threads(options.threads)
         self._start(self._read_commands)
         self._start(self._write_reports)
-        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[options.dtype]
         device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             digest = model_digest(Path(options.model))
-            model = load(Path(options.model), dtype, device)
+            model, dtype = load_base(Path(options.model), options.dtype, device)
             model.lm_head.distinct()
-        except (RefusedError, DigestError, OSError) as error:
+        except (RefusedError, DigestError, ProcessingError, ValueError, OSError) as error:
             problems = error.violations if isinstance(error, RefusedError) else [str(error)]
             self._connection.sendall(messages.frame(messages.NotStarted(problems)))
             os._exit(1)
         limits = _limits(options, model.config)
+        grammars = self._grammars = Grammars(Path(options.model), model.config.text.vocab_size)
         core = EngineCore(
             model,
             limits,
@@ -75,11 +79,13 @@ class EngineProcess:
             options.adapter_bytes,
             options.feature_bytes,
             lambda name, directory: self._loads.put((name, directory)),
+            prefix_cache=options.prefix_cache,
+            grammars=grammars,
         )
-        self._start(lambda: self._read_adapters(model.config, digest, dtype))
+        self._start(lambda: self._read_adapters(model.config, digest, model.dtype))
         info = EngineInfo(
             model_digest=digest,
-            dtype=options.dtype,
+            dtype=dtype,
             device=device,
             engine=_NAME,
             context_length=limits.context_length,
@@ -117,10 +123,18 @@ class EngineProcess:
     def _read_commands(self) -> None:
         try:
             while (command := messages.receive(self._connection)) is not None:
+                if isinstance(command, messages.Generate) and command.sampling.json_schema:
+                    self._compile(command.sampling)
                 self._commands.put(command)
         except ConnectionError:
             pass  # as its end
         os._exit(0)
+
+    def _compile(self, sampling: Sampling) -> None:
+        """Compiles a schema here, so that the step finds it compiled; what is wrong with it, the step says."""
+        if self._grammars is not None:
+            with contextlib.suppress(EngineError):
+                self._grammars.grammar(sampling.json_schema, sampling.stop_ids)
 
     def _write_reports(self) -> None:
         try:

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from veneer_inference.engine.grammar import Grammar
+from veneer_inference.engine.prefix import BlockKeys
 from veneer_inference.engine.runner import Item
 from veneer_inference.engine.sampling import Wish
 from veneer_inference.engine.scheduler import Piece, Sequence
@@ -33,11 +35,15 @@ class Request:
         top_logprobs: likeliest tokens at each scored place.
         ids_T: prompt and answer, with room for all of it.
         positions_3_T: likewise.
-        visual_before_T: image tokens before each token of the prompt.
+        visual_before_T: image tokens before each token of the prompt, and in all of it.
+        image_ends_n: image tokens up to the end of each picture.
         targets: places of the tokens to score.
         adapter: what it wears, once it is admitted.
-        features: of each picture, as they come.
-        visual: of all, once the last is there.
+        features: of each picture that is to be seen, as they come.
+        visual: of all those, once the last is there.
+        unseen: image tokens of the pictures before them, which are in the cached beginning.
+        keys: names of its blocks; None where none may be shared.
+        grammar: what its answer is held to; None for free text.
         scores: so far.
         seen: ids in prompt and answer, where they are penalised.
         arrived_s: on the monotonic clock.
@@ -51,10 +57,14 @@ class Request:
     ids_T: NDArray[np.int64]
     positions_3_T: NDArray[np.int64]
     visual_before_T: NDArray[np.int64]
+    image_ends_n: NDArray[np.int64]
     targets: list[int]
     adapter: Adapter | None = None
-    features: list[VisualFeatures | None] = field(default_factory=list)
+    features: dict[int, VisualFeatures | None] = field(default_factory=dict)
     visual: VisualFeatures | None = None
+    unseen: int = 0
+    keys: BlockKeys | None = None
+    grammar: Grammar | None = None
     scores: list[TokenScore] = field(default_factory=list)
     seen: set[int] = field(default_factory=set)
     arrived_s: float = field(default_factory=time.monotonic)
@@ -72,6 +82,8 @@ class Request:
         positions_3_T[:, : sequence.prompt_tokens] = prompt.positions_3_T
         positions_3_T[:, sequence.prompt_tokens :] = np.arange(sequence.prompt_tokens, total) + prompt.rope_delta
         supervised = [] if prompt.supervised_T is None else np.flatnonzero(prompt.supervised_T).tolist()
+        visual_before_T = np.concatenate(([0], np.cumsum(prompt.ids_T == image_token)))
+        patches_n = np.cumsum(prompt.grids_n_3.prod(1))
         return cls(
             sequence,
             prompt,
@@ -79,11 +91,41 @@ class Request:
             top_logprobs,
             ids_T,
             positions_3_T,
-            np.concatenate(([0], np.cumsum(prompt.ids_T == image_token))),
+            visual_before_T,
+            patches_n * visual_before_T[-1] // max(len(prompt.patches_N_P), 1),
             supervised if sampling is None else [],
-            features=[None] * len(prompt.grids_n_3),
             seen=set(prompt.ids_T.tolist()) if sampling and sampling.repetition_penalty != 1 else set(),
         )
+
+    def share(self, block_tokens: int) -> None:
+        """Lets the request's blocks be shared, and its prompt begin with others'; not where a picture has no digest."""
+        digests, sequence = self.prompt.picture_digests, self.sequence
+        if len(digests) != len(self.image_ends_n):
+            return
+        image_places = np.flatnonzero(np.diff(self.visual_before_T)).tolist()
+        begins = [0, *self.image_ends_n[:-1].tolist()]
+        pictures = [
+            (image_places[begin], digest, tuple(grid))
+            for begin, digest, grid in zip(begins, digests, self.prompt.grids_n_3.tolist(), strict=False)
+        ]
+        self.keys = BlockKeys(sequence.tenant, sequence.adapter, block_tokens, pictures)
+        sequence.sharable = min(self.targets, default=sequence.prompt_tokens) - 1
+        self.name_blocks()
+
+    def name_blocks(self) -> None:
+        """Names the blocks that the tokens known so far fill."""
+        if self.keys is not None:
+            self.sequence.keys = self.keys.upto(self.sequence.length, self.ids_T, self.positions_3_T)
+
+    def to_see(self) -> list[int]:
+        """The pictures that the tower must see: those that do not lie within the cached beginning."""
+        cached = int(self.visual_before_T[self.sequence.cached])
+        first = int(np.searchsorted(self.image_ends_n, cached, side="right"))
+        indices = list(range(first, len(self.image_ends_n)))
+        self.unseen = int(self.image_ends_n[first - 1]) if first else 0
+        self.features = dict.fromkeys(indices)
+        self.sequence.ready = not indices
+        return indices
 
     def picture(self, index: int) -> tuple[Grid, torch.Tensor]:
         """A picture's grid and its patches."""
@@ -100,7 +142,7 @@ class Request:
     def saw(self, index: int, features: VisualFeatures) -> None:
         """A picture's features are there; with the last of them the prompt may be computed."""
         self.features[index] = features
-        there = [features for features in self.features if features is not None]
+        there = [features for features in self.features.values() if features is not None]
         if len(there) == len(self.features):
             self.visual = VisualFeatures.joined(there)
             self.sequence.ready = True
@@ -110,7 +152,7 @@ class Request:
         start, stop = piece.start, piece.start + piece.tokens
         visual = None
         if self.visual is not None and start < self.sequence.prompt_tokens:
-            first, last = int(self.visual_before_T[start]), int(self.visual_before_T[stop])
+            first, last = (int(self.visual_before_T[place]) - self.unseen for place in (start, stop))
             visual = self.visual[first:last] if last > first else None
         return Item(
             self.ids_T[start:stop],
@@ -129,17 +171,20 @@ class Request:
         return [piece.tokens - 1] if piece.ends else []
 
     def wish(self, sampling: Sampling) -> Wish:
-        """How the next token is chosen."""
-        return Wish(sampling, self.sequence.length, self.seen)
+        """How the next token is chosen; raises EngineError where its grammar cannot go on."""
+        allowed_V = None if self.grammar is None else torch.from_numpy(self.grammar.allowed())
+        return Wish(sampling, self.sequence.length, self.seen, allowed_V)
 
     def append(self, token: int, sampling: Sampling) -> str:
-        """Takes a new token; why the answer ends with it, or nothing."""
+        """Takes a new token; why the answer ends with it, or nothing. Raises EngineError as `wish`."""
         sequence = self.sequence
         self.ids_T[sequence.length] = token
         sequence.length += 1
         if sampling.repetition_penalty != 1:
             self.seen.add(token)
-        if token in sampling.stop_ids:
+        if self.grammar is not None:
+            self.grammar.take(token)
+        if token in sampling.stop_ids or (self.grammar is not None and self.grammar.complete):
             return "stop"
         return "length" if sequence.length == sequence.prompt_tokens + sequence.answer_tokens else ""
 

@@ -27,16 +27,20 @@ class Wish:
         sampling: the request's.
         position: of the token in the sequence.
         seen: ids in prompt and answer; empty where nothing is penalised.
+        allowed_V: bool; the ids that may be chosen at all, None for all.
     """
 
     sampling: Sampling
     position: int
     seen: frozenset[int] | set[int] = frozenset()
+    allowed_V: Tensor | None = None
 
     @property
     def plain(self) -> bool:
         """The likeliest token, and nothing else, is wanted."""
         sampling = self.sampling
+        if self.allowed_V is not None:
+            return False
         return sampling.temperature == 0 and sampling.logprobs is None and sampling.repetition_penalty == 1
 
 
@@ -106,6 +110,8 @@ class Sampler:
     def _choice(self, logits_V: Tensor, wish: Wish) -> Choice:
         sampling = wish.sampling
         possible_V = self._possible(logits_V)
+        if wish.allowed_V is not None:
+            possible_V = possible_V.masked_fill(~wish.allowed_V.to(possible_V.device), -torch.inf)
         if sampling.repetition_penalty != 1:
             possible_V = _penalised(possible_V, wish)
         if sampling.temperature == 0:

@@ -3,7 +3,8 @@
 The policy:
 
 - A request is admitted when key-value blocks for its prompt and its longest answer are free, and a slot for its
-  adapter: once admitted it is never stopped for want of memory.
+  adapter: once admitted it is never stopped for want of memory. Blocks that an earlier request has filled with the
+  same beginning are shared, and that part of the prompt is not computed again.
 - Tenants take turns. Whoever's turn it is waits for room, and nobody overtakes: a large request is not starved.
 - A step takes one token of every answer that is under way, then prompts, oldest first, in pieces up to a budget.
 """
@@ -14,6 +15,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from veneer_inference.engine.blocks import BlockPool
 from veneer_inference.engine.slots import AdapterSlots
 from veneer_inference.ports import EngineError
 
@@ -59,7 +61,11 @@ class Sequence:
         size_bytes: of its prompt, while it waits.
         length: tokens known so far, prompt and answer.
         computed: tokens whose keys and values are there.
+        cached: tokens of the prompt whose keys and values were there at admission.
         blocks: where they are.
+        keys: names of the blocks that it fills, as far as they may be shared; see `prefix`.
+        sharable: tokens of its prompt that may come from others: at least one is computed, for what follows it.
+        published: blocks that others have been offered.
         ready: its prompt may be computed: the features of its pictures are there.
     """
 
@@ -71,7 +77,11 @@ class Sequence:
     size_bytes: int = 0
     length: int = 0
     computed: int = 0
+    cached: int = 0
     blocks: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    sharable: int = 0
+    published: int = 0
     ready: bool = True
 
     def __post_init__(self) -> None:
@@ -110,7 +120,7 @@ class Scheduler:
         self.limits = limits
         self.running: dict[int, Sequence] = {}
         self._slots = slots
-        self._free = list(range(limits.blocks, 0, -1))
+        self._pool = BlockPool(limits.blocks)
         self._waiting: OrderedDict[str, deque[Sequence]] = OrderedDict()  # the first tenant is next
         self._waiting_bytes = 0
         self.waiting = 0
@@ -118,7 +128,7 @@ class Scheduler:
     @property
     def blocks_in_use(self) -> int:
         """Key-value blocks that running requests hold."""
-        return self.limits.blocks - len(self._free)
+        return self._pool.in_use
 
     def answer_limit(self, prompt_tokens: int, max_tokens: int) -> int:
         """Tokens that an answer may have: `max_tokens`, or what the context leaves.
@@ -164,13 +174,18 @@ class Scheduler:
             tenant, queue = next(iter(self._waiting.items()))
             sequence = queue[0]
             need = self._blocks(sequence.prompt_tokens + sequence.answer_tokens)
-            if need > len(self._free) or not self._slots.acquire(sequence.adapter):
+            taken = self._pool.take(need, sequence.keys[: sequence.sharable // self.limits.block_tokens])
+            if taken is None:
+                break
+            if not self._slots.acquire(sequence.adapter):
+                self._pool.give_back(taken[0])
                 break
             queue.popleft()
             self._left(tenant, sequence)
             if tenant in self._waiting:
                 self._waiting.move_to_end(tenant)
-            sequence.blocks = [self._free.pop() for _ in range(need)]
+            sequence.blocks, sequence.published = taken
+            sequence.cached = sequence.computed = sequence.published * self.limits.block_tokens
             self.running[sequence.key] = sequence
             admitted.append(sequence)
         return admitted
@@ -191,11 +206,20 @@ class Scheduler:
             budget -= tokens
         return pieces
 
+    def computed(self, piece: Piece) -> None:
+        """A piece has been computed: its keys and values are there, and blocks that it fills may be shared."""
+        sequence = piece.sequence
+        sequence.computed += piece.tokens
+        full = min(sequence.computed // self.limits.block_tokens, len(sequence.keys))
+        for number in range(sequence.published, full):
+            self._pool.publish(sequence.blocks[number], sequence.keys[number])
+        sequence.published = max(sequence.published, full)
+
     def finish(self, key: int) -> Sequence | None:
         """Forgets a request, waiting or running, and frees what it held; None where there is none of this key."""
         sequence = self.running.pop(key, None)
         if sequence is not None:
-            self._free += sequence.blocks
+            self._pool.give_back(sequence.blocks)
             sequence.blocks = []
             self._slots.release(sequence.adapter)
             return sequence

@@ -1,8 +1,9 @@
 """Pictures to features: through the tower a slice at a time, and kept for whoever shows the same picture again.
 
-A slice is so many layers of so many patches, so that a large picture never holds up the answers under way for long.
-Features are kept by tenant, picture, grid and, where the adapter touches tower or merger, adapter; the base is the
-engine's own and never changes. The grid stands for the processing contract: a picture is resized straight to it.
+A slice is so many multiplications, whatever the picture's size, so that a large picture never holds up the answers
+under way for long. A picture that several requests show while it is under way goes through once. Features are kept by
+tenant, picture, grid and, where the adapter touches tower or merger, adapter; the base is the engine's own and never
+changes. The grid stands for the processing contract: a picture is resized straight to it.
 """
 
 from __future__ import annotations
@@ -90,18 +91,19 @@ class Sight:
 
     Args:
         model: the base.
-        slice_patches: patches times layers of a step; at least one layer is run.
+        slice_multiplications: of a step, about.
         cache_bytes: of kept features.
     """
 
-    def __init__(self, model: VisionLanguageModel, slice_patches: int, cache_bytes: int) -> None:
+    def __init__(self, model: VisionLanguageModel, slice_multiplications: int, cache_bytes: int) -> None:
         self.cache = FeatureCache(cache_bytes)
         self._tower = model.visual
         self._merge = model.config.vision.spatial_merge_size**2
         self._device = model.device
-        self._slice_patches = slice_patches
+        self._slice_multiplications = slice_multiplications
         self._waiting: deque[Picture] = deque()
         self._batch: list[Picture] = []  # what goes through the tower now
+        self._sharers: dict[FeatureKey, list[Picture]] = {}  # of what waits or goes through; they wait for the same
         self._pass: VisionPass | None = None
 
     @property
@@ -111,14 +113,28 @@ class Sight:
 
     def show(self, picture: Picture) -> VisualFeatures | None:
         """The features of a picture, if they are kept; else it waits for the tower."""
+        if picture.key is not None and (sharers := self._sharers.get(picture.key)) is not None:
+            sharers.append(picture)
+            self.cache.hits += 1
+            return None
         features = self.cache.get(picture.key)
         if features is None:
             self._waiting.append(picture)
+            if picture.key is not None:
+                self._sharers[picture.key] = []
         return features
 
     def forget(self, request: int) -> None:
-        """A request has ended: its pictures that wait need not be seen."""
-        self._waiting = deque(picture for picture in self._waiting if picture.request != request)
+        """A request has ended: its pictures that wait need not be seen, unless another one waits for the same."""
+        for sharers in self._sharers.values():
+            sharers[:] = [picture for picture in sharers if picture.request != request]
+        waiting, self._waiting = self._waiting, deque()
+        for picture in waiting:
+            if picture.request != request:
+                self._waiting.append(picture)
+            elif picture.key is not None and (sharers := self._sharers.pop(picture.key)):
+                self._waiting.append(sharers[0])
+                self._sharers[picture.key] = sharers[1:]
 
     def advance(self) -> list[tuple[Picture, VisualFeatures]]:
         """Runs a slice; the pictures that are through, with their features."""
@@ -129,8 +145,7 @@ class Sight:
             patches_P_X = torch.cat([picture.patches_P_X for picture in self._batch]).to(self._device)
             grids = [picture.grid for picture in self._batch]
             self._pass = self._tower.start(patches_P_X, grids, _worn(self._batch))
-        layers = max(1, self._slice_patches // len(self._pass.hidden_P_W))
-        if not self._tower.advance(self._pass, layers):
+        if not self._tower.advance(self._pass, self._slice_multiplications):
             return []
         features = self._tower.finish(self._pass)
         batch = self._take_batch()
@@ -138,7 +153,8 @@ class Sight:
         start = 0
         for picture in batch:
             stop = start + len(picture.patches_P_X) // self._merge
-            seen.append((picture, features[start:stop]))
+            sharers = [] if picture.key is None else self._sharers.pop(picture.key)
+            seen += [(each, features[start:stop]) for each in (picture, *sharers)]
             if picture.key is not None:
                 self.cache.put(picture.key, features[start:stop])
             start = stop
@@ -146,7 +162,9 @@ class Sight:
 
     def give_up(self) -> list[int]:
         """Forgets the pictures that are under way, after an error; the requests that showed them."""
-        return [picture.request for picture in self._take_batch()]
+        batch = self._take_batch()
+        sharers = [each for picture in batch if picture.key is not None for each in self._sharers.pop(picture.key)]
+        return [picture.request for picture in (*batch, *sharers)]
 
     def _take_batch(self) -> list[Picture]:
         batch, self._batch, self._pass = self._batch, [], None
@@ -155,7 +173,9 @@ class Sight:
     def _next_batch(self) -> list[Picture]:
         """Pictures that go through together in one slice, or one larger one; those of one adapter side by side."""
         pictures: list[Picture] = []
-        room = self._slice_patches // self._tower.config.depth
+        config = self._tower.config
+        of_patch = config.depth * 2 * config.hidden_size * (2 * config.hidden_size + config.intermediate_size)
+        room = self._slice_multiplications // of_patch
         while self._waiting and (not pictures or len(self._waiting[0].patches_P_X) <= room):
             pictures.append(self._waiting.popleft())
             room -= len(pictures[-1].patches_P_X)

@@ -1,0 +1,97 @@
+"""Eight bits: the arithmetic, its independence of neighbours, and the model around it."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from veneer_vlm.int8 import Int8Kernel, quantise, quantised
+from veneer_vlm.lora import Adapter, AdapterBatch, AdapterConfig
+from veneer_vlm.loss import token_losses
+from veneer_vlm.weights import load
+
+if TYPE_CHECKING:
+    from tests.unit.vlm.conftest import Row, Toy
+
+
+def numbers(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 3, 8, 65])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_product_is_that_of_integers(dtype: torch.dtype, tokens: int, bias: bool) -> None:
+    weight, given = numbers(96, 64), numbers(tokens, 64, seed=2) * torch.logspace(-3, 3, tokens)[:, None]
+    given = given.to(dtype)
+    offset = numbers(96, seed=3) if bias else None
+    left, left_scale = quantised(given)
+    right, right_scale = quantised(weight)
+    reference = (left.long() @ right.long().T).double() * left_scale * right_scale.T + (offset if bias else 0)
+    found = Int8Kernel(weight, offset)(given)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), reference, rtol=2**-8 if dtype == torch.bfloat16 else 1e-6, atol=1e-6)
+    exact = given.float() @ weight.T + (offset if bias else 0)
+    assert (found.float() - exact).norm() < 0.02 * exact.norm()
+
+
+def test_no_token_depends_on_its_neighbours() -> None:
+    kernel, given = Int8Kernel(numbers(96, 64), None), numbers(70, 64, seed=2)
+    together = kernel(given)
+    assert torch.equal(together, torch.cat([kernel(row[None]) for row in given]))
+    wild = given.clone()
+    wild[1:] *= 1000
+    wild[2] = torch.nan
+    assert torch.equal(kernel(wild)[0], together[0])
+    assert kernel(torch.zeros(1, 64)).eq(0).all()
+    assert not kernel(wild)[2].isfinite().any()
+
+
+def test_a_model_in_eight_bits_stays_close_and_lets_its_floats_go(
+    toy: Toy, toy_directory: Path, rows: list[Row]
+) -> None:
+    """The stated bound: a root-mean-square difference of 5 % of the logits' own."""
+    model = load(toy_directory)
+    quantise(model)
+    with torch.inference_mode():
+        hidden_T_D = toy.hidden(rows, model=model)
+        logits = model.logits(hidden_T_D)
+        targets = torch.cat([row.ids_T for row in rows])
+        losses = token_losses(model.lm_head, hidden_T_D, targets)
+    exact = torch.cat(toy.logits(rows))
+    assert (logits - exact).square().mean().sqrt() < 0.05 * exact.square().mean().sqrt()
+    torch.testing.assert_close(losses, -logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0])
+    assert sum(p.numel() for name, p in model.named_parameters() if "proj" in name or "linear_fc" in name) < 2000
+    # Alone and packed it is the same to the bit but for what is not eight bits: attention and norms.
+    with torch.inference_mode():
+        alone = torch.cat([toy.hidden([row], model=model) for row in rows])
+    torch.testing.assert_close(alone, hidden_T_D, rtol=0, atol=0.05)
+
+
+def test_adapters_are_worn_over_eight_bits(toy: Toy, toy_directory: Path, rows: list[Row]) -> None:
+    model = load(toy_directory)
+    quantise(model)
+    adapter = Adapter.new(model.config, AdapterConfig(r=4), seed=1)
+    for pair in adapter.pairs.values():
+        pair.b_O_R.normal_(0, 0.5, generator=torch.Generator().manual_seed(1))
+    tokens = sum(len(row.ids_T) for row in rows)
+    with torch.inference_mode():
+        worn = toy.hidden(rows, AdapterBatch.uniform(adapter, tokens), model=model)
+        right = toy.hidden(rows, AdapterBatch.uniform(adapter, tokens))
+        plain = toy.hidden(rows, model=model)
+    assert (worn - right).norm() < 0.05 * right.norm()
+    assert (worn - plain).norm() > 0.2 * right.norm()
+
+
+def test_a_tied_embedding_stays_a_table(tied_toy: Toy, rows: list[Row]) -> None:
+    model = copy.deepcopy(tied_toy.model)
+    quantise(model)
+    assert torch.equal(model.language_model.embed_tokens.weight, tied_toy.model.language_model.embed_tokens.weight)
+    with torch.inference_mode():
+        logits = model.logits(tied_toy.hidden(rows, model=model))
+    exact = torch.cat(tied_toy.logits(rows))
+    assert (logits - exact).square().mean().sqrt() < 0.05 * exact.square().mean().sqrt()
