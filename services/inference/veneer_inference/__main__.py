@@ -39,6 +39,7 @@ async def serve(settings: InferenceSettings) -> None:
             kv_tokens=settings.kv_tokens,
             step_tokens=settings.step_tokens,
             prefix_cache=settings.prefix_cache,
+            speculation=settings.speculation,
             slots=settings.adapter_slots,
             max_rank=settings.max_rank,
             waiting=settings.max_waiting,

@@ -41,6 +41,7 @@ class InferenceSettings(ServerSettings):
     kv_tokens: int = setting("Tokens of key-value memory over all requests.", 16_384, 64, 1 << 40)
     step_tokens: int = setting("Tokens of a step at most; a longer prompt goes in pieces.", 512, 1, 1 << 20)
     prefix_cache: bool = setting("Compute equal beginnings of a tenant's prompts to one adapter once.", True)
+    speculation: bool = setting("Guess ahead by what was said before; changes no answer.", True)
     adapter_slots: int = setting("Adapters that are ready for a step at once.", 16, 1, 4096)
     max_rank: int = setting("Greatest rank of an adapter.", 64, 1, 4096)
     max_waiting: int = setting("Requests that wait for the engine; more get RESOURCE_EXHAUSTED.", 256, 1, 100_000)

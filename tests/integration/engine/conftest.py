@@ -1,5 +1,7 @@
 """A toy base and toy adapters on disk, real engine processes over them, and the same answers computed directly."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,7 +16,10 @@ import torch
 from safetensors.torch import save_file
 
 from veneer_digests import adapter_digest, contract_digest, model_digest, tensor_digests
+from veneer_inference.engine import messages
 from veneer_inference.engine.client import EngineProcess
+from veneer_inference.engine.core import EngineCore, Loaded
+from veneer_inference.engine.scheduler import Limits
 from veneer_inference.ports import EngineError, EnginePrompt, Sampling, Step
 from veneer_vlm.attention import PackedAttention
 from veneer_vlm.config import ModelConfig
@@ -163,6 +168,10 @@ class Kit:
             )
             return self.model.logits(hidden_T_D).log_softmax(-1)
 
+    def core(self, **choices: Any) -> Core:  # noqa: ANN401  # those of Core
+        """An engine without its process."""
+        return Core(self, **choices)
+
     async def tokens(
         self,
         engine: EngineProcess,
@@ -202,6 +211,50 @@ class Kit:
         """Loads all adapters."""
         for saved in self.adapters:
             await engine.load_adapter(saved.digest, saved.directory)
+
+
+SAMPLING = Sampling(20, logprobs=2)
+
+
+class Core:
+    """An engine that answers a batch at a time."""
+
+    def __init__(self, kit: Kit, *, step_tokens: int = 512, blocks: int = 64, **choices: bool) -> None:
+        limits = Limits(512, blocks, step_tokens=step_tokens)
+        self.core = EngineCore(kit.model, limits, 4, 1 << 24, 1 << 24, lambda *_: None, **choices)
+        for number, saved in enumerate(kit.adapters):
+            self.core.handle(messages.Load(-number, saved.digest, ""))
+            self.core.handle(Loaded(saved.digest, saved.adapter))
+        self.key = 0
+        self.counters: dict[str, int] = {}
+
+    def ask(
+        self,
+        *asked: tuple[EnginePrompt, SavedAdapter | None, str],
+        sampling: Sampling | None = SAMPLING,
+    ) -> list[list[Step]]:
+        """Answers prompts, each with an adapter and a tenant, in one batch."""
+        steps: dict[int, list[Step]] = {}
+        for prompt, saved, tenant in asked:
+            self.key += 1
+            steps[self.key] = []
+            packed, worn = messages.Prompt.of(prompt), saved.digest if saved else ""
+            self.core.handle(
+                messages.Generate(self.key, tenant, worn, packed, sampling)
+                if sampling
+                else messages.Score(self.key, tenant, worn, packed, 2)
+            )
+        while not self.core.idle:
+            report = self.core.step()
+            assert not report.failures
+            for progress in report.progress:
+                steps[progress.key].append(progress.step)
+            for done in report.done:
+                if done.key in steps:
+                    steps[done.key].append(Step((), done.scores))
+            self.counters = report.stats.counters
+        assert report.stats.kv_tokens_in_use == 0
+        return list(steps.values())
 
 
 def _sees(adapter: Adapter) -> bool:

@@ -9,48 +9,7 @@ import numpy as np
 import pytest
 
 from veneer_inference.engine import messages
-from veneer_inference.engine.core import EngineCore, Loaded
-from veneer_inference.engine.scheduler import Limits
 from veneer_inference.ports import EnginePrompt, Sampling, Step, TokenScore
-
-SAMPLING = Sampling(20, logprobs=2)
-
-
-class Core:
-    """An engine that answers a batch at a time."""
-
-    def __init__(self, kit: Any, *, prefix_cache: bool = True, step_tokens: int = 512, blocks: int = 64) -> None:
-        limits = Limits(512, blocks, step_tokens=step_tokens)
-        self.core = EngineCore(kit.model, limits, 4, 1 << 24, 1 << 24, lambda *_: None, prefix_cache=prefix_cache)
-        for number, saved in enumerate(kit.adapters):
-            self.core.handle(messages.Load(-number, saved.digest, ""))
-            self.core.handle(Loaded(saved.digest, saved.adapter))
-        self.key = 0
-        self.counters: dict[str, int] = {}
-
-    def ask(self, *asked: tuple[EnginePrompt, Any, str], sampling: Sampling | None = SAMPLING) -> list[list[Step]]:
-        """Answers prompts, each with an adapter and a tenant, in one batch."""
-        steps: dict[int, list[Step]] = {}
-        for prompt, saved, tenant in asked:
-            self.key += 1
-            steps[self.key] = []
-            packed, worn = messages.Prompt.of(prompt), saved.digest if saved else ""
-            self.core.handle(
-                messages.Generate(self.key, tenant, worn, packed, sampling)
-                if sampling
-                else messages.Score(self.key, tenant, worn, packed, 2)
-            )
-        while not self.core.idle:
-            report = self.core.step()
-            assert not report.failures
-            for progress in report.progress:
-                steps[progress.key].append(progress.step)
-            for done in report.done:
-                if done.key in steps:
-                    steps[done.key].append(Step((), done.scores))
-            self.counters = report.stats.counters
-        assert report.stats.kv_tokens_in_use == 0
-        return list(steps.values())
 
 
 def tokens(steps: list[Step]) -> list[int]:
@@ -78,7 +37,7 @@ def test_answers_are_the_same_with_and_without(kit: Any, step_tokens: int) -> No
     wearing = [None, *kit.adapters]
     prompts = [conversation(kit, 1), conversation(kit, 2, ((4, 6),)), conversation(kit, 3, ((8, 2), (6, 6)))]
     asked = [(prompt, saved, "t") for prompt in prompts for saved in wearing]
-    with_cache, without = Core(kit, step_tokens=step_tokens, blocks=400), Core(kit, prefix_cache=False, blocks=400)
+    with_cache, without = kit.core(step_tokens=step_tokens, blocks=400), kit.core(prefix_cache=False, blocks=400)
     right = without.ask(*asked)
     alone = [with_cache.ask(each)[0] for each in asked]
     assert with_cache.counters["cached_tokens"] == 0
@@ -103,7 +62,7 @@ def test_answers_are_the_same_with_and_without(kit: Any, step_tokens: int) -> No
 
 
 def test_nothing_is_shared_across_tenants_adapters_or_pictures(kit: Any) -> None:
-    core = Core(kit, blocks=400)
+    core = kit.core(blocks=400)
     prompt = conversation(kit, 4, ((4, 6),))
     core.ask((prompt, kit.adapters[0], "t"))
     other_picture = dataclasses.replace(
@@ -125,8 +84,8 @@ def test_nothing_is_shared_across_tenants_adapters_or_pictures(kit: Any) -> None
 
 def test_scores_are_the_same_with_and_without(kit: Any) -> None:
     prompt = kit.prompt(5, 70, ((4, 6),), supervised=15)
-    right = scores(Core(kit, prefix_cache=False).ask((prompt, kit.adapters[1], "t"), sampling=None)[0])
-    core = Core(kit)
+    right = scores(kit.core(prefix_cache=False).ask((prompt, kit.adapters[1], "t"), sampling=None)[0])
+    core = kit.core()
     for _ in range(2):
         found = scores(core.ask((prompt, kit.adapters[1], "t"), sampling=None)[0])
         assert [score.token_id for score in found] == [score.token_id for score in right]
@@ -135,7 +94,7 @@ def test_scores_are_the_same_with_and_without(kit: Any) -> None:
 
 
 def test_kept_blocks_give_way_to_requests(kit: Any) -> None:
-    core = Core(kit, blocks=8)  # 128 tokens: one request at a time
+    core = kit.core(blocks=8)  # 128 tokens: one request at a time
     for seed in (1, 2, 1, 3, 1):
         prompt = conversation(kit, seed)
         assert tokens(core.ask((prompt, None, "t"))[0]) == kit.answer(prompt, None, 20)
@@ -151,7 +110,7 @@ def test_a_picture_in_flight_is_encoded_once(kit: Any, monkeypatch: pytest.Monke
         return start(self, patches, grids, lora)
 
     monkeypatch.setattr(tower, "start", counted)
-    core = Core(kit, blocks=400)
+    core = kit.core(blocks=400)
     prompts = [longer(kit.prompt(6, 20, ((4, 6),)), *range(number)) for number in range(4)]
     wearing = [None, kit.adapters[0], None, kit.adapters[2]]  # the last one touches the tower
     steps = core.ask(*((prompt, saved, "t") for prompt, saved in zip(prompts, wearing, strict=True)))
@@ -160,7 +119,7 @@ def test_a_picture_in_flight_is_encoded_once(kit: Any, monkeypatch: pytest.Monke
 
 
 def test_a_shared_picture_outlives_the_request_that_brought_it(kit: Any) -> None:
-    core = Core(kit).core
+    core = kit.core().core
     prompt = messages.Prompt.of(kit.prompt(7, 20, ((4, 6),)))
     for key in (1, 2):
         core.handle(messages.Generate(key, "t", "", prompt, Sampling(3)))

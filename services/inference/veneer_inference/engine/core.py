@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections import defaultdict
@@ -12,8 +13,9 @@ import torch
 
 from veneer_inference.engine import messages
 from veneer_inference.engine.adapter_memory import AdapterMemory
+from veneer_inference.engine.drafts import NGRAM, Answers
 from veneer_inference.engine.grammar import Grammars
-from veneer_inference.engine.pace import Pace
+from veneer_inference.engine.pace import Pace, PromptPace
 from veneer_inference.engine.request import INVALID, Request, check_prompt, check_sampling
 from veneer_inference.engine.runner import Runner
 from veneer_inference.engine.sampling import Choice, Sampler, Wish, scores_of
@@ -27,6 +29,7 @@ from veneer_vlm.model import VisionLanguageModel
 
 _LOG = logging.getLogger(__name__)
 _SCORED_AT_ONCE = 64  # positions: 39 MB of float32 logits at a vocabulary of 151,936
+_FREE_ROWS = 16  # of a pass: so many cost about what one does, for the weights are read once
 _TOWER_MULTIPLICATIONS = 20_000_000_000  # of a step: some tenths of a second on two cores
 
 
@@ -55,6 +58,7 @@ class EngineCore:
         adapter_bytes: of adapters in memory.
         feature_bytes: of pictures' features that are kept.
         prefix_cache: whether requests share the key-value blocks of equal beginnings.
+        speculation: whether answers guess ahead; no answer changes by it.
         grammars: of the base's JSON schemas; None where it has no tokenizer.
         load: starts loading an adapter, given its digest and folder; a `Loaded` comes to `handle` later.
     """
@@ -69,6 +73,7 @@ class EngineCore:
         load: Callable[[str, str], None],
         *,
         prefix_cache: bool = True,
+        speculation: bool = True,
         grammars: Grammars | None = None,
     ) -> None:
         self._model = model
@@ -77,6 +82,7 @@ class EngineCore:
         self._sight = Sight(model, _TOWER_MULTIPLICATIONS, feature_bytes)
         self._load = load
         self._prefix_cache = prefix_cache
+        self._speculation = speculation
         self._grammars = grammars
         self._loading: dict[str, list[int]] = {}
         self._worn: dict[str, Adapter] = {}  # what is in a slot, on the model's device
@@ -85,6 +91,8 @@ class EngineCore:
         self._scheduler = Scheduler(limits, self._slots)
         self._requests: dict[int, Request] = {}
         self._pace = Pace()
+        self._prompt_pace = PromptPace()
+        self._said = Answers()
         self._counters: dict[str, int] = defaultdict(int)
         self._steps = 0
         self._reported_adapters: tuple[AdapterState, ...] = ()
@@ -125,11 +133,18 @@ class EngineCore:
             self._begin(self._requests[sequence.key])
         if self._sight.busy:
             self._see()
-        pieces = self._scheduler.plan()
+        answering = self._scheduler.answering()
+        self._guess(answering)
+        pieces = self._scheduler.plan(
+            self._prompt_pace.tokens(self._scheduler.limits.step_tokens) if answering else None
+        )
         if pieces:
             pieces.sort(key=lambda piece: piece.sequence.adapter)
+            prompt_tokens = sum(piece.tokens for piece in pieces if piece.start < piece.sequence.prompt_tokens)
+            started_s = time.monotonic()
             try:
                 self._compute(pieces)
+                self._prompt_pace.computed(time.monotonic() - started_s, prompt_tokens)
             except Exception as error:  # whatever it is, requests outside this pass go on
                 _LOG.exception("a pass over %d sequences failed", len(pieces))
                 self._give_up([piece.sequence.key for piece in pieces], error)
@@ -163,6 +178,8 @@ class EngineCore:
             if self._grammars is None:
                 raise EngineError("SCHEMA_UNSUPPORTED", ["this engine has no tokenizer"])
             request.grammar = self._grammars.grammar(sampling.json_schema, sampling.stop_ids)
+        if self._speculation:
+            request.speculate()
         if self._prefix_cache:
             request.share(self._scheduler.limits.block_tokens)
         if command.adapter != BASE:
@@ -209,20 +226,21 @@ class EngineCore:
         requests = [self._requests[piece.sequence.key] for piece in pieces]
         items = [request.item(piece) for request, piece in zip(requests, pieces, strict=True)]
         hidden_N_D = self._runner.run(items)
-        answering: list[tuple[Request, Sampling, Wish]] = []
+        answering: list[tuple[Request, Sampling, list[Wish]]] = []
         rows: list[int] = []
         start = 0
         scored = []
         for request, piece, item in zip(requests, pieces, items, strict=True):
-            request.name_blocks()
-            self._scheduler.computed(piece)
             self._counters["computed_tokens"] += piece.tokens
+            if request.sampling is None or not item.wanted:
+                self._keep(request, piece.tokens)
             if request.sampling is None:
                 scored.append((request, [piece.start + token + 1 for token in item.wanted], start))
             elif item.wanted:
+                self._keep(request, piece.tokens - 1 - request.sequence.draft)
                 try:
-                    answering.append((request, request.sampling, request.wish(request.sampling)))
-                    rows.append(start)
+                    answering.append((request, request.sampling, request.wishes(request.sampling)))
+                    rows += range(start, start + len(item.wanted))
                 except EngineError as error:
                     self._refuse(request, error)
             start += len(item.wanted)
@@ -230,23 +248,51 @@ class EngineCore:
             self._score(request, places, hidden_N_D[first : first + len(places)])
         if answering:
             hidden = hidden_N_D if len(rows) == len(hidden_N_D) else hidden_N_D[rows]
-            choices = self._sampler.choose(hidden, [wish for _, _, wish in answering])
-            for (request, sampling, _), choice in zip(answering, choices, strict=True):
-                self._answer(request, sampling, choice)
+            choices = iter(self._sampler.choose(hidden, [wish for *_, wishes in answering for wish in wishes]))
+            for request, sampling, wishes in answering:
+                self._answer(request, sampling, list(itertools.islice(choices, len(wishes))))
 
-    def _answer(self, request: Request, sampling: Sampling, choice: Choice) -> None:
-        """Reports a request's next token."""
+    def _answer(self, request: Request, sampling: Sampling, choices: list[Choice]) -> None:
+        """Reports a request's next token, and those after it for as long as its guesses were right."""
+        sequence = request.sequence
+        guesses = request.ids_T[sequence.length : sequence.length + sequence.draft].tolist()
+        taken: list[Choice] = []
         try:
-            finish = request.append(choice.token, sampling)
+            for choice, guess in zip(choices, [*guesses, None], strict=True):
+                finish = request.append(choice.token, sampling)
+                taken.append(choice)
+                if finish or choice.token != guess:
+                    break
         except EngineError as error:
             self._refuse(request, error)
             return
-        scores = () if choice.score is None else (choice.score,)
-        step = Step((choice.token,), scores, finish, request.sequence.cached, request.queued_s)
-        self._report.progress.append(messages.Progress(request.sequence.key, step))
-        self._counters["answer_tokens"] += 1
+        request.checked(len(guesses), len(taken) - 1)
+        sequence.draft = 0
+        self._keep(request, len(taken))
+        self._counters["drafted_tokens"] += len(guesses)
+        self._counters["accepted_tokens"] += len(taken) - 1
+        self._counters["answer_tokens"] += len(taken)
+        tokens = tuple(choice.token for choice in taken)
+        scores = tuple(choice.score for choice in taken if choice.score is not None)
+        step = Step(tokens, scores, finish, sequence.cached, request.queued_s)
+        self._report.progress.append(messages.Progress(sequence.key, step))
         if finish:
-            self._forget(request.sequence.key)
+            if request.said is not None:
+                first = max(0, sequence.prompt_tokens - NGRAM)
+                self._said.add(sequence.tenant, sequence.adapter, request.ids_T[first : sequence.length].tolist())
+            self._forget(sequence.key)
+
+    def _keep(self, request: Request, tokens: int) -> None:
+        """So many more tokens of a request have their keys and values."""
+        request.name_blocks()
+        self._scheduler.computed(request.sequence, tokens)
+
+    def _guess(self, answering: list[Sequence]) -> None:
+        """Lets answers guess ahead while a pass has rows that cost next to nothing: it reads all weights anyhow."""
+        room = _FREE_ROWS // max(len(answering), 1) - 1
+        for sequence in answering:
+            others = self._said.of(sequence.tenant, sequence.adapter)
+            self._requests[sequence.key].guess(room, others, self._model.config.image_token_id)
 
     def _refuse(self, request: Request, error: EngineError) -> None:
         """Ends one request of a pass; the others go on."""

@@ -23,6 +23,7 @@ class Choices(TypedDict, total=False):
     adapter_bytes: int
     feature_bytes: int
     prefix_cache: bool
+    speculation: bool
 
 
 class EngineOptions(msgspec.Struct, kw_only=True, frozen=True):
@@ -43,6 +44,7 @@ class EngineOptions(msgspec.Struct, kw_only=True, frozen=True):
         adapter_bytes: of adapters in memory.
         feature_bytes: of kept features of pictures.
         prefix_cache: whether requests share what was computed of equal beginnings.
+        speculation: whether answers guess ahead by what was said before.
     """
 
     model: str
@@ -58,3 +60,4 @@ class EngineOptions(msgspec.Struct, kw_only=True, frozen=True):
     adapter_bytes: int = 1 << 30
     feature_bytes: int = 1 << 28
     prefix_cache: bool = True
+    speculation: bool = True

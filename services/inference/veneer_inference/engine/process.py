@@ -80,6 +80,7 @@ class EngineProcess:
             options.feature_bytes,
             lambda name, directory: self._loads.put((name, directory)),
             prefix_cache=options.prefix_cache,
+            speculation=options.speculation,
             grammars=grammars,
         )
         self._start(lambda: self._read_adapters(model.config, digest, model.dtype))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from veneer_inference.engine.drafts import NGRAM, Continuations
 from veneer_inference.engine.grammar import Grammar
 from veneer_inference.engine.prefix import BlockKeys
 from veneer_inference.engine.runner import Item
@@ -22,6 +23,7 @@ from veneer_vlm.lora import Adapter
 from veneer_vlm.vision import Grid, VisualFeatures
 
 INVALID = "REQUEST_INVALID"
+_FIRST_GUESSES, _MOST_GUESSES = 4, 8
 
 
 @dataclass(slots=True, eq=False)
@@ -44,6 +46,8 @@ class Request:
         unseen: image tokens of the pictures before them, which are in the cached beginning.
         keys: names of its blocks; None where none may be shared.
         grammar: what its answer is held to; None for free text.
+        said: its own tokens, to guess by; None where nothing is guessed.
+        guesses: how many tokens it guesses next.
         scores: so far.
         seen: ids in prompt and answer, where they are penalised.
         arrived_s: on the monotonic clock.
@@ -65,6 +69,8 @@ class Request:
     unseen: int = 0
     keys: BlockKeys | None = None
     grammar: Grammar | None = None
+    said: Continuations | None = None
+    guesses: int = _FIRST_GUESSES
     scores: list[TokenScore] = field(default_factory=list)
     seen: set[int] = field(default_factory=set)
     arrived_s: float = field(default_factory=time.monotonic)
@@ -127,6 +133,34 @@ class Request:
         self.sequence.ready = not indices
         return indices
 
+    def speculate(self) -> None:
+        """Lets the answer guess ahead, unless how a token is chosen depends on the one before it."""
+        sampling = self.sampling
+        if sampling is not None and self.grammar is None and sampling.repetition_penalty == 1:
+            self.said = Continuations()
+            self.said.add(self.prompt.ids_T.tolist())
+
+    def guess(self, most: int, others: Continuations | None, image_token: int) -> None:
+        """Guesses the next tokens: as the sequence itself went on, else as `others` did. Never an image token."""
+        sequence = self.sequence
+        sequence.draft = 0
+        most = min(most, self.guesses, sequence.prompt_tokens + sequence.answer_tokens - sequence.length - 1)
+        if self.said is None or most <= 0:
+            return
+        last = self.ids_T[max(0, sequence.length - NGRAM) : sequence.length].tolist()
+        found = self.said.after(last, most) or ([] if others is None else others.after(last, most))
+        if image_token in found:
+            found = found[: found.index(image_token)]
+        sequence.draft = len(found)
+        self.ids_T[sequence.length : sequence.length + len(found)] = found
+
+    def checked(self, drafted: int, kept: int) -> None:
+        """So many of the guesses were right: guesses grow where they all are, and shrink where none is."""
+        if drafted and kept == drafted:
+            self.guesses = min(2 * self.guesses, _MOST_GUESSES)
+        elif drafted and not kept:
+            self.guesses = max(1, self.guesses // 2)
+
     def picture(self, index: int) -> tuple[Grid, torch.Tensor]:
         """A picture's grid and its patches."""
         sizes = self.prompt.grids_n_3.prod(1)
@@ -168,20 +202,23 @@ class Request:
         """The tokens of a piece whose hidden states are needed: those that a scored one follows, or the last."""
         if self.sampling is None:
             return [place - 1 - piece.start for place in self.targets if 0 <= place - 1 - piece.start < piece.tokens]
-        return [piece.tokens - 1] if piece.ends else []
+        return list(range(piece.tokens - 1 - self.sequence.draft, piece.tokens)) if piece.ends else []
 
-    def wish(self, sampling: Sampling) -> Wish:
-        """How the next token is chosen; raises EngineError where its grammar cannot go on."""
+    def wishes(self, sampling: Sampling) -> list[Wish]:
+        """How the next token is chosen, and one after each guess; raises EngineError where its grammar cannot go on."""
         allowed_V = None if self.grammar is None else torch.from_numpy(self.grammar.allowed())
-        return Wish(sampling, self.sequence.length, self.seen, allowed_V)
+        first = self.sequence.length
+        return [Wish(sampling, first + ahead, self.seen, allowed_V) for ahead in range(1 + self.sequence.draft)]
 
     def append(self, token: int, sampling: Sampling) -> str:
-        """Takes a new token; why the answer ends with it, or nothing. Raises EngineError as `wish`."""
+        """Takes a new token; why the answer ends with it, or nothing. Raises EngineError as `wishes`."""
         sequence = self.sequence
         self.ids_T[sequence.length] = token
         sequence.length += 1
         if sampling.repetition_penalty != 1:
             self.seen.add(token)
+        if self.said is not None:
+            self.said.add([token])
         if self.grammar is not None:
             self.grammar.take(token)
         if token in sampling.stop_ids or (self.grammar is not None and self.grammar.complete):

@@ -60,6 +60,7 @@ class Sequence:
         answer_tokens: of its answer at most; 0 for a prompt that is only scored.
         size_bytes: of its prompt, while it waits.
         length: tokens known so far, prompt and answer.
+        draft: guesses after them that the next step checks.
         computed: tokens whose keys and values are there.
         cached: tokens of the prompt whose keys and values were there at admission.
         blocks: where they are.
@@ -76,6 +77,7 @@ class Sequence:
     answer_tokens: int
     size_bytes: int = 0
     length: int = 0
+    draft: int = 0
     computed: int = 0
     cached: int = 0
     blocks: list[int] = field(default_factory=list)
@@ -104,8 +106,8 @@ class Piece:
 
     @property
     def ends(self) -> bool:
-        """Its last token is the last that is known: the next one follows from it."""
-        return self.start + self.tokens == self.sequence.length
+        """It reaches the last token that is known: the next one follows from it."""
+        return self.start + self.tokens >= self.sequence.length
 
 
 class Scheduler:
@@ -190,14 +192,19 @@ class Scheduler:
             admitted.append(sequence)
         return admitted
 
-    def plan(self) -> list[Piece]:
-        """The pieces of the next step; empty when there is nothing to compute."""
-        pieces = [
-            Piece(sequence, sequence.computed, 1)
-            for sequence in self.running.values()
-            if sequence.computed >= sequence.prompt_tokens
-        ]
+    def answering(self) -> list[Sequence]:
+        """The sequences whose answers are under way."""
+        return [sequence for sequence in self.running.values() if sequence.computed >= sequence.prompt_tokens]
+
+    def plan(self, prompt_tokens: int | None = None) -> list[Piece]:
+        """The pieces of the next step; empty when there is nothing to compute.
+
+        Args:
+            prompt_tokens: of prompts at most, where that is less than the limits allow.
+        """
+        pieces = [Piece(sequence, sequence.computed, 1 + sequence.draft) for sequence in self.answering()]
         budget = max(self.limits.step_tokens - len(pieces), 1)  # a prompt gets on, however many answers do
+        budget = budget if prompt_tokens is None else min(budget, prompt_tokens)
         for sequence in self._prompts():
             if budget <= 0:
                 break
@@ -206,10 +213,9 @@ class Scheduler:
             budget -= tokens
         return pieces
 
-    def computed(self, piece: Piece) -> None:
-        """A piece has been computed: its keys and values are there, and blocks that it fills may be shared."""
-        sequence = piece.sequence
-        sequence.computed += piece.tokens
+    def computed(self, sequence: Sequence, tokens: int) -> None:
+        """So many more tokens have been computed: their keys and values are there, and full blocks may be shared."""
+        sequence.computed += tokens
         full = min(sequence.computed // self.limits.block_tokens, len(sequence.keys))
         for number in range(sequence.published, full):
             self._pool.publish(sequence.blocks[number], sequence.keys[number])

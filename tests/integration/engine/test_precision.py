@@ -1,0 +1,65 @@
+"""Eight bits on the demonstration base: chosen by a held-out check, near to floats, and served."""
+
+# ruff: noqa: ANN401  # fixtures of the conftest next to this
+
+import asyncio
+from typing import Any
+
+import pytest
+import torch
+
+from veneer_base.unfold import base_directory
+from veneer_inference.engine import precision
+from veneer_inference.engine.client import EngineProcess
+from veneer_inference.engine.precision import Difference, load_base
+from veneer_inference.ports import Sampling
+
+TIE = precision.TIE
+
+
+def packed(model: Any) -> bool:
+    return model.language_model.layers[0].mlp.down_proj.kernel is not None
+
+
+def test_auto_serves_eight_bits_where_the_check_allows_it_and_floats_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+    model, name = load_base(base_directory(), "auto", "cpu")
+    assert name == "int8"
+    assert packed(model)
+    monkeypatch.setattr(precision, "MOST_DIVERGENCE", 0.0)
+    model, name = load_base(base_directory(), "auto", "cpu")
+    assert name in ("bfloat16", "float32")
+    assert str(model.dtype) == f"torch.{name}"
+    assert not packed(model)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    monkeypatch.setattr(precision, "quantised_difference", lambda *_: pytest.fail("checked in vain"))
+    assert load_base(base_directory(), "auto", "cpu")[1] == name
+
+
+@pytest.mark.parametrize("difference", [Difference(0.06, 1.0), Difference(0.0, 0.97), Difference(float("nan"), 1.0)])
+def test_what_the_check_does_not_allow(difference: Difference) -> None:
+    assert Difference(0.01, 0.99).allowed
+    assert not difference.allowed
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_an_engine_serves_eight_bits_and_keeps_the_tie_rule(kit: Any) -> None:
+    """Alone and among others an answer is the same, but for tokens whose best two logits are a tie."""
+    engine = await EngineProcess.start(kit.base, 1, dtype="int8")
+    await kit.load_all(engine)
+    assert engine.info.dtype == "int8"
+    sampling = Sampling(12, logprobs=2)
+    asked = [(kit.prompt(seed, 10 + 7 * seed), saved) for seed, saved in enumerate((None, *kit.adapters))]
+    alone = [await kit.steps(engine, prompt, saved, sampling) for prompt, saved in asked]
+    together = await asyncio.gather(*(kit.steps(engine, prompt, saved, sampling) for prompt, saved in asked))
+    ties = 0
+    for left, right in zip(alone, together, strict=True):
+        for one, other in zip(left, right, strict=True):
+            if one.token_ids != other.token_ids:
+                (_, best), (_, second) = one.scores[0].top
+                assert best - second <= TIE
+                ties += 1
+                break  # what follows another token is another answer
+    assert ties <= 1
+    await engine.close()
