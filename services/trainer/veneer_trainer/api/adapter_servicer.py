@@ -9,9 +9,9 @@ from typing import Any
 import grpc
 from google.protobuf.empty_pb2 import Empty
 
-from veneer.trainer.v1 import adapter_pb2, adapter_service_pb2, adapter_service_pb2_grpc, export_pb2
+from veneer.trainer.v1 import adapter_pb2, adapter_service_pb2
 from veneer_rpc.calls import serving_call
-from veneer_rpc.errors import NotFound, OutOfRange, Unimplemented, Violation, invalid, violations
+from veneer_rpc.errors import NotFound, OutOfRange, Violation, invalid, violations
 from veneer_rpc.names import AdapterName, AdapterVersionName, ModelName
 from veneer_rpc.paging import Paginator, Query
 from veneer_trainer.api.adapter_convert import (
@@ -24,9 +24,11 @@ from veneer_trainer.api.adapter_convert import (
 from veneer_trainer.api.adapter_import import AdapterImport
 from veneer_trainer.api.changes import REGISTRY, Changes, changed
 from veneer_trainer.api.downloads import pieces
+from veneer_trainer.api.export_calls import ExportCalls
 from veneer_trainer.api.job_convert import number_of
 from veneer_trainer.api.requests import has_role, request_of
 from veneer_trainer.domain.adapters import Adapter, AdapterVersion, AliasMove
+from veneer_trainer.domain.exporting import Exports
 from veneer_trainer.domain.registry import Adapters, Promotion
 from veneer_trainer.domain.replicas import Replica, Replicas
 from veneer_trainer.registry_ports import RegistryStore
@@ -34,13 +36,13 @@ from veneer_trainer.registry_ports import RegistryStore
 _pb = adapter_service_pb2
 _Context = grpc.aio.ServicerContext[Any, Any]
 _LOOK_S = 1.0  # a watcher looks so often by itself, should it miss a wake-up
-REPLICA = "replica"
+REPLICA, WORKER = "replica", "worker"
 
 Evaluated = Callable[[str, AdapterVersionName], list[str]]
 """Given a tenant and a version: names of its evaluations, newest first."""
 
 
-class AdapterServicer(adapter_service_pb2_grpc.AdapterServiceServicer):
+class AdapterServicer(ExportCalls):
     """The methods say what they do in the contract.
 
     Args:
@@ -49,6 +51,7 @@ class AdapterServicer(adapter_service_pb2_grpc.AdapterServiceServicer):
         imports: takes folders that were made elsewhere.
         replicas: takes reports.
         evaluated: evaluations of a version.
+        exports: the use cases of exports.
         paginator: makes pages.
         changes: wakes watchers.
     """
@@ -60,9 +63,11 @@ class AdapterServicer(adapter_service_pb2_grpc.AdapterServiceServicer):
         imports: AdapterImport,
         replicas: Replicas,
         evaluated: Evaluated,
+        exports: Exports,
         paginator: Paginator,
         changes: Changes,
     ) -> None:
+        super().__init__(exports, paginator)
         self._adapters = adapters
         self._store = store
         self._imports = imports
@@ -168,7 +173,7 @@ class AdapterServicer(adapter_service_pb2_grpc.AdapterServiceServicer):
         self, request: _pb.DownloadAdapterVersionRequest, context: _Context
     ) -> AsyncIterator[_pb.DownloadAdapterVersionResponse]:
         name, tenant = AdapterVersionName.parse(request.name), serving_call().tenant
-        if request.tenant and has_role(REPLICA):
+        if request.tenant and (has_role(REPLICA) or has_role(WORKER)):
             tenant = request.tenant
         elif request.tenant not in ("", tenant):
             raise NotFound("VERSION_UNKNOWN", f"there is no {name}", resource=str(name))
@@ -259,43 +264,6 @@ class AdapterServicer(adapter_service_pb2_grpc.AdapterServiceServicer):
             replica.check(found)
         self._replicas.report(replica)
         return _pb.ReportServingResponse(revision=await asyncio.to_thread(self._store.revision))
-
-    async def ExportAdapterVersion(  # noqa: D102  # the contract says it
-        self, request: _pb.ExportAdapterVersionRequest, context: _Context
-    ) -> export_pb2.Export:
-        raise _no_exports()
-
-    async def GetExport(  # noqa: D102  # the contract says it
-        self, request: _pb.GetExportRequest, context: _Context
-    ) -> export_pb2.Export:
-        raise _no_exports()
-
-    async def ListExports(  # noqa: D102  # the contract says it
-        self, request: _pb.ListExportsRequest, context: _Context
-    ) -> _pb.ListExportsResponse:
-        raise _no_exports()
-
-    async def CancelExport(  # noqa: D102  # the contract says it
-        self, request: _pb.CancelExportRequest, context: _Context
-    ) -> export_pb2.Export:
-        raise _no_exports()
-
-    async def DeleteExport(  # noqa: D102  # the contract says it
-        self, request: _pb.DeleteExportRequest, context: _Context
-    ) -> Empty:
-        raise _no_exports()
-
-    async def DownloadExport(  # noqa: D102  # the contract says it
-        self, request: _pb.DownloadExportRequest, context: _Context
-    ) -> AsyncIterator[_pb.DownloadExportResponse]:
-        raise _no_exports()
-        yield
-
-
-def _no_exports() -> Unimplemented:
-    return Unimplemented(
-        "NO_EXPORTS", "this trainer makes no exports yet; DownloadAdapterVersion gives the PEFT folder"
-    )
 
 
 def _model(text: str) -> str:

@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 
-from veneer_trainer.worker.messages import Delegation, Stop, Task, ToParent, frame, read_from_parent
+from veneer_trainer.worker.messages import Delegation, ExportTask, Stop, Task, ToParent, frame, read_from_parent
 
 
 class Link:
@@ -20,9 +20,9 @@ class Link:
 
     def __init__(self, connection: socket.socket) -> None:
         task = read_from_parent(connection)
-        if not isinstance(task, Task):
+        if not isinstance(task, Task | ExportTask):
             raise ConnectionError("the worker ended before it gave a task")
-        self.task = task
+        self.task: Task | ExportTask = task
         self.delegation = task.delegation
         self.stopping = threading.Event()
         self._connection = connection

@@ -23,7 +23,7 @@ from veneer_trainer.worker.loop.link import Link
 from veneer_trainer.worker.loop.plan import Plan
 from veneer_trainer.worker.loop.rows import LengthRule, Split
 from veneer_trainer.worker.loop.state import State
-from veneer_trainer.worker.messages import CheckpointMade, Progressed, Resolved, Stopped, Trained
+from veneer_trainer.worker.messages import CheckpointMade, Progressed, Resolved, Stopped, Task, Trained
 from veneer_trainer.worker.refusal import Refused
 from veneer_vlm import peft_folder
 from veneer_vlm.config import ModelConfig
@@ -36,14 +36,13 @@ _TOLD_S = 0.2  # figures between two steps that are quicker are not told
 _log = structlog.get_logger(__name__)
 
 
-def train(link: Link) -> None:
-    """Does the task of this process, and tells the worker what it makes.
+def train(link: Link, task: Task) -> None:
+    """Does the job of a task, and tells the worker what it makes.
 
     Raises:
         Refused: the job cannot go on.
         VeneerError, RefusedError, ProcessingError: spec, base or data do not fit one another.
     """
-    task = link.task
     job = training_job_pb2.TrainingJob.FromString(task.job)
     spec, folder = job.spec, Path(task.folder)
     torch.set_num_threads(task.threads)
