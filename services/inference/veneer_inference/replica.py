@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import grpc
 import structlog
 
 from veneer.dataset.v1.dataset_service_pb2_grpc import DatasetServiceStub
@@ -20,6 +21,7 @@ from veneer_inference.adapters.follower import Follower
 from veneer_inference.adapters.registry_file import RegistryFile
 from veneer_inference.adapters.reporter import Reporter
 from veneer_inference.admission import Admission
+from veneer_inference.alone import NoBlobs, NoRegistry, NoSource
 from veneer_inference.api.adapter_list import AdapterList
 from veneer_inference.api.answers import Answers
 from veneer_inference.api.prompts import Prompts
@@ -56,37 +58,18 @@ class Replica:
     """
 
     def __init__(self, settings: InferenceSettings, start_engine: StartEngine) -> None:
-        data, model = settings.data, str(settings.model_name)
-        data.mkdir(parents=True, exist_ok=True)
-        self._trainer = open_channel(
-            settings.trainer,
-            settings.trainer_token_file.read_text("utf-8").strip(),
-            root_certificates_pem=_pem(settings.trainer_root_certificates_file),
+        settings.data.mkdir(parents=True, exist_ok=True)
+        self._settings = settings
+        self._channels: list[grpc.aio.Channel] = []
+        self._follower: Follower | None = None
+        self._reporter: Reporter | None = None
+        self._desired: Desired | None = None
+        self._keeper = BaseKeeper(
+            settings.model_name, settings.model_directory, start_engine, self._serving, own_bounds=settings.alone
         )
-        # Without a credential: each call shows the caller's own.
-        self._dataset = open_channel(
-            settings.dataset, root_certificates_pem=_pem(settings.dataset_root_certificates_file)
-        )
-        stub = AdapterServiceStub(self._trainer)
-        file = RegistryFile(data / "registry.json", model)
-        registry, figures = file.load(), FiguresByVersion()
-        self._keeper = BaseKeeper(settings.model_name, settings.model_directory, start_engine, self._serving)
-        folders = AdapterFolders(data / "adapters", settings.adapter_disk_bytes)
-        source = AdapterSource(stub, folders, settings.max_adapter_bytes)
-        residency = Residency(lambda: self._keeper.current, source)
-        self._desired = Desired(registry, residency, settings.report_s)
-        self._follower = Follower(stub, registry, file, model, self._desired.wake)
-        self._reporter = Reporter(
-            stub, settings.replica, model, registry, figures, lambda: residency.held,
-            self._follower.start_over, settings.report_s,
-        )  # fmt: skip
-        self._advertise = settings.advertise
-        admission = Admission(registry, self._follower, source, settings.registry_wait_s, settings.recheck_s)
-        self._prompts = Prompts(
-            Blobs(DatasetServiceStub(self._dataset), settings.max_picture_bytes),
-            settings.prompt_threads,
-            settings.max_prompts_waiting,
-        )
+        figures = FiguresByVersion()
+        admission, residency = self._adapters(settings, figures)
+        self._prompts = Prompts(self._blobs(settings), settings.prompt_threads, settings.max_prompts_waiting)
         answers = Answers(lambda: self._keeper.current, admission, residency, self._prompts, figures)
         adapters = AdapterList(admission, residency, Paginator(secrets.token_bytes(_PAGING_KEY_BYTES)))
         servicer = InferenceServicer(answers, adapters, settings.replica)
@@ -103,8 +86,10 @@ class Replica:
             Exception: the first engine could not be started.
         """
         address = await self._server.start()
-        self._reporter.address = self._advertise or address
-        self._begin(self._follower.run())
+        if self._reporter is not None:
+            self._reporter.address = self._settings.advertise or address
+        if self._follower is not None:
+            self._begin(self._follower.run())
         started = asyncio.Event()
         keeping = asyncio.create_task(self._keeper.run(started.set))
         self._tasks.append(keeping)
@@ -114,8 +99,9 @@ class Replica:
         if keeping.done():
             await keeping
         keeping.add_done_callback(_told)
-        self._begin(self._reporter.run())
-        self._begin(self._desired.run())
+        for part in (self._reporter, self._desired):
+            if part is not None:
+                self._begin(part.run())
         return address
 
     async def run(self) -> None:
@@ -132,8 +118,42 @@ class Replica:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self._prompts.close)
-        await self._trainer.close()
-        await self._dataset.close()
+        for channel in self._channels:
+            await channel.close()
+
+    def _adapters(self, settings: InferenceSettings, figures: FiguresByVersion) -> tuple[Admission, Residency]:
+        """What finds adapters and holds them; follows the registry where there is one."""
+        if settings.trainer is None or settings.trainer_token_file is None:
+            return NoRegistry(), Residency(lambda: self._keeper.current, NoSource())
+        channel = open_channel(
+            settings.trainer,
+            settings.trainer_token_file.read_text("utf-8").strip(),
+            root_certificates_pem=_pem(settings.trainer_root_certificates_file),
+        )
+        self._channels.append(channel)
+        stub, model = AdapterServiceStub(channel), str(settings.model_name)
+        file = RegistryFile(settings.data / "registry.json", model)
+        registry = file.load()
+        folders = AdapterFolders(settings.data / "adapters", settings.adapter_disk_bytes)
+        source = AdapterSource(stub, folders, settings.max_adapter_bytes)
+        residency = Residency(lambda: self._keeper.current, source)
+        self._desired = Desired(registry, residency, settings.report_s)
+        self._follower = Follower(stub, registry, file, model, self._desired.wake)
+        self._reporter = Reporter(
+            stub, settings.replica, model, registry, figures, lambda: residency.held,
+            self._follower.start_over, settings.report_s,
+        )  # fmt: skip
+        admission = Admission(registry, self._follower, source, settings.registry_wait_s, settings.recheck_s)
+        return admission, residency
+
+    def _blobs(self, settings: InferenceSettings) -> Blobs:
+        """What reads pictures that are named by digest."""
+        if settings.dataset is None:
+            return NoBlobs()
+        # Without a credential: each call shows the caller's own.
+        channel = open_channel(settings.dataset, root_certificates_pem=_pem(settings.dataset_root_certificates_file))
+        self._channels.append(channel)
+        return Blobs(DatasetServiceStub(channel), settings.max_picture_bytes)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.create_task(work)
@@ -143,9 +163,12 @@ class Replica:
 
     def _serving(self, serving: bool) -> None:
         self._server.health.set_serving(SERVICE, serving)
-        self._desired.wake()
+        if self._desired is not None:
+            self._desired.wake()
 
     async def _drain(self) -> None:
+        if self._reporter is None:
+            return
         try:
             await self._reporter.report(draining=True)
         except VeneerError as error:
