@@ -1,22 +1,30 @@
 """Exports by real processes: trained, merged, held against the adapter, downloaded, and loaded without PEFT."""
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import torch
 from peft import PeftModel
 from transformers import Qwen3VLForConditionalGeneration
 
+from veneer.dataset.v1 import conversation_pb2
+from veneer.inference.v1 import inference_pb2
+from veneer.inference.v1 import inference_service_pb2 as inference_pb
+from veneer.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 from veneer.trainer.v1 import adapter_service_pb2 as pb
 from veneer.trainer.v1 import export_pb2, model_pb2
 from veneer.trainer.v1 import training_job_pb2 as job_pb
 from veneer.trainer.v1.adapter_service_pb2_grpc import AdapterServiceStub
 from veneer_rpc.certificate import verify
 
-from .conftest import Cluster, Process, until
+from .conftest import Cluster, Process, picture, until
 
 pytestmark = [
     pytest.mark.timeout(300),
@@ -125,3 +133,56 @@ def test_a_rounded_model_says_what_it_lost_and_an_imported_adapter_is_asked_draw
     assert (rounded.state, rounded.failure.reason) == (job_pb.JOB_STATE_FAILED, "METRIC_FELL")
     assert "no data here" in rounded.failure.message
     assert not os.listdir(cluster.folder / "exporter" / "attempts")
+
+
+@pytest.mark.e2e_long
+@pytest.mark.parametrize(
+    ("form", "dtype", "files"),
+    [
+        (export_pb2.EXPORT_FORMAT_ONNX, model_pb2.DTYPE_FLOAT32, {"decoder.onnx", "decoder.onnx.data"}),
+        (export_pb2.EXPORT_FORMAT_ONNX, model_pb2.DTYPE_INT8, {"vision.onnx", "vision.onnx.data"}),
+        (export_pb2.EXPORT_FORMAT_OPENVINO, model_pb2.DTYPE_FLOAT32, {"decoder.xml", "decoder.bin"}),
+        (export_pb2.EXPORT_FORMAT_OPENVINO, model_pb2.DTYPE_INT8, {"vision.xml", "vision.bin"}),
+    ],
+)
+def test_graphs_are_exported_checked_and_served_alone(
+    adapters: AdapterServiceStub, trained: str, tmp_path: Path, form: int, dtype: int, files: set[str]
+) -> None:
+    made = export(adapters, trained, format=form, dtype=dtype)
+    assert made.state == job_pb.JOB_STATE_SUCCEEDED, made.failure
+    folder = download(adapters.DownloadExport(pb.DownloadExportRequest(name=made.name)), tmp_path / "graphs")
+    certified = verify(folder)
+    assert files <= certified.digests.keys()
+    assert not any(path.endswith(".safetensors") for path in certified.digests)
+    assert certified.predicate["digest"] == made.digest
+    measured = certified.predicate["measured"]
+    assert measured["metrics"]["exact_match"].keys() == {"adapter", "export"}
+    assert measured["greatest_logit_difference"] > 0
+    if dtype == model_pb2.DTYPE_FLOAT32:
+        assert measured["answers_identical"] + measured["answers_within_tie"] == 3
+        assert measured["greatest_logit_difference"] <= 10 * measured["tie_limit"]
+    code = "import typer, veneer_inference.cli as cli; typer.run(cli.serve)"
+    command = [sys.executable, "-c", code, str(folder), "--bind", "127.0.0.1:0", "--threads", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        token = process.stdout.readline().split()[-1]
+        process.stdout.readline()
+        address = process.stdout.readline().split()[-1]
+        message = conversation_pb2.Message(
+            role=conversation_pb2.ROLE_USER,
+            parts=[
+                conversation_pb2.Part(picture=conversation_pb2.Picture(data=picture(3))),
+                conversation_pb2.Part(text="What number?"),
+            ],
+        )
+        request = inference_pb.GenerateRequest(
+            model="models/graphs",
+            prompt=inference_pb2.Prompt(messages=[message]),
+            sampling=inference_pb2.SamplingParams(max_tokens=5, temperature=0.0),
+        )
+        with grpc.insecure_channel(address) as channel:
+            metadata = (("authorization", f"Bearer {token}"),)
+            answer = InferenceServiceStub(channel).Generate(request, metadata=metadata, timeout=60)
+        process.send_signal(signal.SIGTERM)
+    assert answer.served_by.model_digest == made.digest
+    assert len(answer.token_ids) >= 1

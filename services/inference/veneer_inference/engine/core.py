@@ -54,6 +54,7 @@ class EngineCore:
         adapter_bytes: of adapters in memory.
         feature_bytes: of pictures' features that are kept.
         load: starts loading an adapter, given its digest and folder; a `Loaded` comes to `handle` later.
+        runner: runs the model's passes.
     """
 
     def __init__(
@@ -64,9 +65,10 @@ class EngineCore:
         adapter_bytes: int,
         feature_bytes: int,
         load: Callable[[str, str], None],
+        runner: type[Runner] = Runner,
     ) -> None:
         self._model = model
-        self._runner = Runner(model, limits.blocks, limits.block_tokens)
+        self._runner = runner(model, limits.blocks, limits.block_tokens)
         self._sampler = Sampler(model)
         vision = model.config.vision
         layer = 2 * vision.hidden_size * (2 * vision.hidden_size + vision.intermediate_size)

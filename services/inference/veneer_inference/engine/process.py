@@ -18,15 +18,19 @@ from typing import NoReturn
 
 import torch
 
-from veneer_digests import DigestError, model_digest
+from veneer_digests import DigestError, blob_digest, graphs_digest, model_digest
 from veneer_inference.engine import messages
 from veneer_inference.engine.adapter_folder import read_adapter
 from veneer_inference.engine.core import EngineCore, Loaded
 from veneer_inference.engine.options import EngineOptions
+from veneer_inference.engine.runner import Runner
 from veneer_inference.engine.scheduler import Limits
 from veneer_inference.ports import EngineError, EngineInfo
+from veneer_rpc.certificate import CERTIFICATE_FILE, SIGNER_FILE
 from veneer_vlm.config import ModelConfig
 from veneer_vlm.errors import RefusedError
+from veneer_vlm.graphs import is_graphs
+from veneer_vlm.model import VisionLanguageModel
 from veneer_vlm.weights import load
 
 _LOG = logging.getLogger(__name__)
@@ -60,9 +64,7 @@ class EngineProcess:
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[options.dtype]
         device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            digest = model_digest(Path(options.model))
-            model = load(Path(options.model), dtype, device)
-            model.lm_head.distinct()
+            digest, model, runner = _opened(options, dtype, device)
         except (RefusedError, DigestError, OSError) as error:
             problems = error.violations if isinstance(error, RefusedError) else [str(error)]
             self._connection.sendall(messages.frame(messages.NotStarted(problems)))
@@ -75,12 +77,13 @@ class EngineProcess:
             options.adapter_bytes,
             options.feature_bytes,
             lambda name, directory: self._loads.put((name, directory)),
+            runner,
         )
         self._start(lambda: self._read_adapters(model.config, digest, dtype))
         info = EngineInfo(
             model_digest=digest,
             dtype=options.dtype,
-            device=device,
+            device=model.device.type,
             engine=_NAME,
             context_length=limits.context_length,
             kv_capacity_tokens=limits.blocks * limits.block_tokens,
@@ -140,6 +143,24 @@ class EngineProcess:
         except BaseException:
             _LOG.exception("the engine ends")
             os._exit(1)
+
+
+def _opened(options: EngineOptions, dtype: torch.dtype, device: str) -> tuple[str, VisionLanguageModel, type[Runner]]:
+    """The model of a directory with its digest, and what runs it: torch, or the runtime of exported graphs."""
+    directory = Path(options.model)
+    if is_graphs(directory):
+        from veneer_inference.engine.graphs import GraphModel, GraphRunner
+
+        own = (CERTIFICATE_FILE, SIGNER_FILE)
+        files = {}
+        for path in directory.iterdir():
+            if path.name not in own:
+                with path.open("rb") as file:
+                    files[path.name] = blob_digest(file)
+        return graphs_digest(files), GraphModel(directory, options.threads), GraphRunner
+    digest, model = model_digest(directory), load(directory, dtype, device)
+    model.lm_head.distinct()
+    return digest, model, Runner
 
 
 def _limits(options: EngineOptions, model: ModelConfig) -> Limits:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from veneer_processing import Encoded
 from veneer_trainer.worker.exporting.prompts import Asked
 from veneer_vlm.cache import CachedAttention, KeyValueCache
+from veneer_vlm.config import ModelConfig
+from veneer_vlm.graphs import GraphDecoder, GraphVision, open_session
 from veneer_vlm.lora import Adapter, AdapterBatch
 from veneer_vlm.model import VisionLanguageModel
 from veneer_vlm.vision import VisualFeatures
@@ -70,6 +75,60 @@ class TorchAnswering:
         attention.commit()
         logits_V: Tensor = self._model.logits(hidden_T_D[-1:])[0].float()
         return logits_V
+
+
+class GraphAnswering:
+    """Graphs on the runtime that they are for.
+
+    Args:
+        directory: that holds them.
+        threads: to compute with.
+
+    Raises:
+        RefusedError: they cannot be opened.
+    """
+
+    def __init__(self, directory: Path, threads: int) -> None:
+        config = ModelConfig.from_directory(directory)
+        self._vision = GraphVision(open_session(directory, "vision", threads), config.vision)
+        self._decoder = GraphDecoder(open_session(directory, "decoder", threads), config)
+        text = config.text
+        self._empty = np.zeros(
+            (text.num_hidden_layers, 1, text.num_key_value_heads, 1, text.head_dim), np.float32
+        )  # a token that nobody sees
+        self._keys = self._values = self._empty
+        self._position = 0
+
+    def start(self, encoded: Encoded, max_tokens: int) -> Tensor:
+        """See Answering."""
+        pieces, first = [], 0
+        for t, h, w in encoded.grids_n_3.tolist():
+            patches_P_X = torch.from_numpy(encoded.patches_N_P[first : first + t * h * w])
+            pieces.append(self._vision.see(patches_P_X, (t, h, w)))
+            first += t * h * w
+        self._keys = self._values = self._empty
+        self._position = int(encoded.positions_3_T.max()) + 1
+        visual = VisualFeatures.joined(pieces) if pieces else None
+        return self._logits(encoded.ids_T[None], encoded.positions_3_T[:, None], visual)
+
+    def step(self, token: int) -> Tensor:
+        """See Answering."""
+        positions_3_1_1 = np.full((3, 1, 1), self._position)
+        self._position += 1
+        return self._logits(np.array([[token]]), positions_3_1_1, None)
+
+    def _logits(
+        self, ids_1_T: NDArray[np.int64], positions_3_1_T: NDArray[np.int64], visual: VisualFeatures | None
+    ) -> Tensor:
+        past, tokens = self._keys.shape[3], ids_1_T.shape[1]
+        seen = np.tril(np.ones((tokens, past + tokens), bool), past)[None]
+        seen[..., 0] = False
+        logits_1_V, keys, values = self._decoder.run(
+            ids_1_T, positions_3_1_T, seen, self._keys, self._values, np.array([tokens - 1]), visual
+        )
+        self._keys = np.concatenate([self._keys, keys], 3)
+        self._values = np.concatenate([self._values, values], 3)
+        return logits_1_V[0].clone()
 
 
 @dataclass(slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import platform
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import structlog
 import torch
 
 from veneer.trainer.v1 import export_pb2, model_pb2
-from veneer_digests import DigestError, adapter_digest, model_digest, tensor_digests
+from veneer_digests import DigestError, adapter_digest, graphs_digest, model_digest, tensor_digests
 from veneer_processing import PixelBounds, ProcessingContract, Processor
-from veneer_trainer.worker.exporting.answering import Answering, TorchAnswering
+from veneer_trainer.worker.exporting.answering import Answering, GraphAnswering, TorchAnswering
 from veneer_trainer.worker.exporting.comparison import Comparison, inequalities, losses
 from veneer_trainer.worker.exporting.prompts import prompts
+from veneer_trainer.worker.folders import described
 from veneer_trainer.worker.loop.link import Link
 from veneer_trainer.worker.loop.run import CONTRACT_FILE
 from veneer_trainer.worker.messages import Exported, ExportTask, ShareDone
@@ -25,8 +27,9 @@ from veneer_trainer.worker.refusal import Refused
 from veneer_vlm import peft_folder
 from veneer_vlm.config import ModelConfig
 from veneer_vlm.errors import AdapterError
+from veneer_vlm.graphs import is_graphs
 from veneer_vlm.lora import Adapter
-from veneer_vlm.merge import merge
+from veneer_vlm.merge import merge, merged_tensors, write_config, write_surroundings
 from veneer_vlm.weights import load
 
 _log = structlog.get_logger(__name__)
@@ -50,7 +53,7 @@ def export(link: Link, task: ExportTask) -> None:
     processor = Processor.load(base, task.model_digest).under(contract)
     target = folder / "export"
     bounds = PixelBounds(contract.min_pixels, contract.max_pixels)
-    open_export = _write(form, dtype, base, adapter, bounds, target)
+    open_export = _write(form, dtype, base, adapter, bounds, target, task.threads)
     link.send(ShareDone(_WRITTEN))
 
     asked = prompts(link, task, order, processor)
@@ -81,7 +84,7 @@ def export(link: Link, task: ExportTask) -> None:
         reason = "EXPORT_DIFFERS" if (form, dtype) == ("merged", "float32") else "METRIC_FELL"
         raise Refused(reason, f"{'; '.join(problems)}; force keeps it nevertheless")
     _log.info("exported", work=order.name, **{key: measured[key] for key in ("prompts", "answers_identical")})
-    link.send(Exported(str(target), model_digest(target), json.dumps(measured).encode()))
+    link.send(Exported(str(target), _digest(target), json.dumps(measured).encode()))
 
 
 def _adapter(folder: Path, base: Path, digest: str) -> tuple[Adapter, ProcessingContract]:
@@ -101,14 +104,52 @@ def _adapter(folder: Path, base: Path, digest: str) -> tuple[Adapter, Processing
 
 
 def _write(
-    form: str, dtype: str, base: Path, adapter: Adapter, bounds: PixelBounds, target: Path
+    form: str, dtype: str, base: Path, adapter: Adapter, bounds: PixelBounds, target: Path, threads: int
 ) -> Callable[[], Answering]:
     """Writes the model; returns what opens it again as it was written."""
     if form == "merged":
         torch_dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
         merge(base, adapter, bounds, torch_dtype, target)
         return lambda: TorchAnswering(load(target, torch_dtype))
-    raise Refused("FORMAT_UNSUPPORTED", f"this worker does not make {form} of {dtype}")
+    _write_graphs(form, dtype, base, adapter, target)
+    write_surroundings(base, target, bounds)
+    write_config(base, target, torch.float32)
+    return lambda: GraphAnswering(target, threads)
+
+
+def _write_graphs(form: str, dtype: str, base: Path, adapter: Adapter, target: Path) -> None:
+    try:
+        from veneer_vlm import onnx_graph
+    except ModuleNotFoundError as error:
+        text = f"{error.name} is not installed on this worker: pip install 'veneer[graphs]'"
+        raise Refused("RUNTIME_MISSING", text) from error
+    precisions: dict[tuple[str, str], onnx_graph.Precision] = {
+        ("onnx", "float32"): "float32",
+        ("onnx", "int8"): "int8-blocks",
+        ("openvino", "float32"): "float32",
+        ("openvino", "int8"): "int8-columns",
+    }
+    if (form, dtype) not in precisions:
+        raise Refused("FORMAT_UNSUPPORTED", f"this worker does not make {form} of {dtype}")
+    target.mkdir()
+    written = target if form == "onnx" else target.with_name("onnx")
+    written.mkdir(exist_ok=True)
+    config, tensors = ModelConfig.from_directory(base), merged_tensors(base, adapter, torch.float32)
+    onnx_graph.write(config, tensors, precisions[form, dtype], written)
+    if form == "openvino":
+        import openvino
+
+        for stem in ("vision", "decoder"):
+            model = openvino.Core().read_model(written / f"{stem}.onnx")
+            openvino.save_model(model, target / f"{stem}.xml", compress_to_fp16=False)
+            del model  # it maps what is removed now
+        shutil.rmtree(written)
+
+
+def _digest(folder: Path) -> str:
+    if is_graphs(folder):
+        return graphs_digest({file.path: file.digest for file in described(folder)})
+    return model_digest(folder)
 
 
 def _problems(form: str, dtype: str, measured: dict[str, Any], order: export_pb2.Export) -> list[str]:
