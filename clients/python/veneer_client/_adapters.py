@@ -1,9 +1,8 @@
 """Adapters: versions, aliases, and their files."""
 
 import asyncio
-import hashlib
 import uuid
-from collections.abc import AsyncIterator, MutableSequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,9 +23,9 @@ from veneer.trainer.v1.adapter_service_pb2 import (
     UpdateAdapterRequest,
 )
 from veneer.trainer.v1.adapter_service_pb2_grpc import AdapterServiceStub
-from veneer_client import _peft
-from veneer_client._calls import FOLLOW_ATTEMPTS, STREAM_TIMEOUT_S, Connection, Patience
-from veneer_client._errors import DataLoss, StatusError
+from veneer_client import _files, _peft
+from veneer_client._calls import STREAM_TIMEOUT_S, Connection, Patience
+from veneer_client._errors import StatusError
 from veneer_client._models import AsyncModels
 from veneer_client._names import full, version
 
@@ -210,32 +209,13 @@ class AsyncAdapters:
             folder: created where it does not exist; files of the same names are replaced.
         """
         found = await self.get_version(name)
-        target = Path(folder)
-        paths = [file.path for file in found.files]
-        for path in paths:
-            _inside(target, path).parent.mkdir(parents=True, exist_ok=True)
-            (target / path).write_bytes(b"")
-        await self._fetch(found.name, paths, target)
-        for file in found.files:
-            await asyncio.to_thread(_check, target / file.path, file.digest)
-        return target
 
-    async def _fetch(self, name: str, paths: MutableSequence[str], target: Path) -> None:
-        patience = Patience(STREAM_TIMEOUT_S, FOLLOW_ATTEMPTS)
-        offset_bytes = 0
-        while True:
-            request = DownloadAdapterVersionRequest(name=name, paths=paths, offset_bytes=offset_bytes)
-            try:
-                async for piece in self._trainer.stream(
-                    self._stub().DownloadAdapterVersion, request, patience.left_s()
-                ):
-                    del paths[: paths.index(piece.path)]
-                    await asyncio.to_thread(_append, target / piece.path, piece.data)
-                    offset_bytes = piece.offset_bytes + len(piece.data)
-                    patience.progressed()
-                return
-            except StatusError as error:
-                await patience.wait(error)
+        def stream(paths: Sequence[str], offset: int, timeout_s: float) -> AsyncIterator[_files.Piece]:
+            request = DownloadAdapterVersionRequest(name=found.name, paths=paths, offset_bytes=offset)
+            return self._trainer.stream(self._stub().DownloadAdapterVersion, request, timeout_s)
+
+        await _files.download(found.files, Path(folder), stream)
+        return Path(folder)
 
     async def delete(self, name: str) -> None:
         """Deletes an adapter and its versions."""
@@ -245,23 +225,3 @@ class AsyncAdapters:
         """Deletes a version, such as `digits@3`."""
         request = DeleteAdapterVersionRequest(name=version("adapters", name))
         await self._trainer.change(self._stub().DeleteAdapterVersion, request)
-
-
-def _inside(folder: Path, path: str) -> Path:
-    """Refuses a path that leads out of the folder."""
-    whole = folder / path
-    if not whole.resolve().is_relative_to(folder.resolve()):
-        raise DataLoss("PATH_OUTSIDE", f"the service named a file {path!r} outside of its folder")
-    return whole
-
-
-def _check(path: Path, digest: str) -> None:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != digest:
-        raise DataLoss("DIGEST_MISMATCH", f"{path} has sha256 {found}, not {digest}: download it again")
-
-
-def _append(path: Path, data: bytes) -> None:
-    with path.open("ab") as file:
-        file.write(data)

@@ -21,6 +21,7 @@ from veneer_client._calls import Connection
 from veneer_client._datasets import AsyncDatasets
 from veneer_client._errors import FailedPrecondition, NotFound
 from veneer_client._evaluations import AsyncEvaluations
+from veneer_client._exports import AsyncExports
 from veneer_client._jobs import AsyncJobs
 from veneer_client._loop import Blocking, Face, Iterating, LoopThread
 from veneer_client._models import AsyncModels
@@ -72,6 +73,7 @@ class AsyncClient(Answers):
         self.models = AsyncModels(self._trainer)
         self.adapters = AsyncAdapters(self._trainer, self.models)
         self.jobs = AsyncJobs(self._trainer, self.datasets, self.models, self.adapters)
+        self.exports = AsyncExports(self._trainer)
         self.evaluations = AsyncEvaluations(self._trainer, self.datasets, self.models)
         replicas = Replicas(self.cluster.inference, connect)
         super().__init__(replicas, self.datasets, self.models, self.cluster.token)
@@ -257,6 +259,19 @@ class Evaluations(Face[AsyncEvaluations]):
     delete = Blocking(AsyncEvaluations.delete)
 
 
+class Exports(Face[AsyncExports]):
+    """Exports."""
+
+    create = Blocking(AsyncExports.create)
+    get = Blocking(AsyncExports.get)
+    list = Iterating(AsyncExports.list)
+    watch = Iterating(AsyncExports.watch)
+    wait = Blocking(AsyncExports.wait)
+    download = Blocking(AsyncExports.download)
+    cancel = Blocking(AsyncExports.cancel)
+    delete = Blocking(AsyncExports.delete)
+
+
 class Client(Face[AsyncClient]):
     """A cluster, for programs without an event loop. Use it in `with`, or close it. See `AsyncClient`.
 
@@ -287,6 +302,7 @@ class Client(Face[AsyncClient]):
         self.models = Models(twin.models, self._loop)
         self.jobs = Jobs(twin.jobs, self._loop)
         self.adapters = Adapters(twin.adapters, self._loop)
+        self.exports = Exports(twin.exports, self._loop)
         self.evaluations = Evaluations(twin.evaluations, self._loop)
 
     generate = Blocking(AsyncClient.generate)

@@ -36,6 +36,7 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 if TYPE_CHECKING:
     from veneer.dataset.v1.dataset_pb2 import Finding
     from veneer.trainer.v1.evaluation_pb2 import Evaluation
+    from veneer.trainer.v1.export_pb2 import Export
     from veneer.trainer.v1.training_job_pb2 import TrainingJob
 
 _D = TypeVar("_D", bound=Message)
@@ -63,9 +64,9 @@ class OtherAnswers(VeneerError):
 
 
 class WorkFailed(VeneerError):
-    """A job or an evaluation that ended without success."""
+    """A job, an evaluation or an export that ended without success."""
 
-    def __init__(self, resource: "TrainingJob | Evaluation", text: str) -> None:
+    def __init__(self, resource: "TrainingJob | Evaluation | Export", text: str) -> None:
         super().__init__(text)
         self.resource = resource
 

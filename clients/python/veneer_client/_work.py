@@ -1,13 +1,14 @@
-"""What a training job and an evaluation have in common: states, an end, and a success or a failure."""
+"""What training jobs, evaluations and exports have in common: states, an end, and a success or a failure."""
 
 from collections.abc import AsyncIterator
 from typing import TypeVar
 
 from veneer.trainer.v1.evaluation_pb2 import Evaluation
+from veneer.trainer.v1.export_pb2 import Export
 from veneer.trainer.v1.training_job_pb2 import JobState, TrainingJob
 from veneer_client._errors import Internal, WorkFailed
 
-_W = TypeVar("_W", TrainingJob, Evaluation)
+_W = TypeVar("_W", TrainingJob, Evaluation, Export)
 
 
 def state_name(state: JobState.ValueType) -> str:
@@ -16,7 +17,7 @@ def state_name(state: JobState.ValueType) -> str:
 
 
 def succeeded(work: _W) -> _W:
-    """Returns a job or an evaluation that succeeded.
+    """Returns work that succeeded.
 
     Raises:
         WorkFailed: it ended in another way, or has not ended.

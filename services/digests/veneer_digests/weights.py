@@ -22,6 +22,7 @@ from veneer_digests.safetensors_file import TensorSlot, read_safetensors_header,
 _CONTRACT_DOMAIN = domain("contract")
 _ADAPTER_DOMAIN = domain("adapter")
 _MODEL_DOMAIN = domain("model")
+_GRAPHS_DOMAIN = domain("graphs")
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_.-]+\.safetensors")
 
@@ -128,6 +129,17 @@ def model_digest(directory: Path, threads: int | None = None) -> str:
 def model_digest_of(tensors: Iterable[TensorDigest], config: Mapping[str, Any]) -> str:
     """The digest of a model from its tensors' parts and its config.json; raises as `adapter_digest` does."""
     return _weights_digest(_MODEL_DOMAIN, model_forward_config(config), tensors)
+
+
+def graphs_digest(files: Mapping[str, str]) -> str:
+    """The digest of a model that was turned into graphs: all of its files, SHA-256 by path; 64 hex digits.
+
+    Raises:
+        NotCanonicalError: a path without a canonical form, or a malformed digest.
+    """
+    for path, digest in files.items():
+        digest_bytes(digest, f"SHA-256 of {shown(path)}")
+    return hashlib.sha256(_GRAPHS_DOMAIN + canonical_json(dict(files))).hexdigest()
 
 
 def _weights_digest(start: bytes, config: dict[str, Any], tensors: Iterable[TensorDigest]) -> str:

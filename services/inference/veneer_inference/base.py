@@ -69,15 +69,23 @@ class BaseKeeper:
         directory: of the model.
         start_engine: starts another engine.
         serving: is told whether answers can be given, on the event loop.
+        own_bounds: pictures may have all of the model's own bound, not the default at most.
     """
 
     def __init__(
-        self, name: ModelName, directory: Path, start_engine: StartEngine, serving: Callable[[bool], None]
+        self,
+        name: ModelName,
+        directory: Path,
+        start_engine: StartEngine,
+        serving: Callable[[bool], None],
+        *,
+        own_bounds: bool = False,
     ) -> None:
         self._name = name
         self._directory = directory
         self._start_engine = start_engine
         self._serving = serving
+        self._own_bounds = own_bounds
         self._base: Base | None = None
         self._text: _Text | None = None
 
@@ -117,7 +125,7 @@ class BaseKeeper:
         engine = await self._start_engine()
         try:
             if self._text is None or self._text.model_digest != engine.info.model_digest:
-                self._text = await asyncio.to_thread(_Text, self._directory, engine.info.model_digest)
+                self._text = await asyncio.to_thread(_Text, self._directory, engine.info.model_digest, self._own_bounds)
             base = Base(self._name, engine, self._text.processor, self._text.token_bytes, self._text.stop_ids)
             await _first_token(base)
         except BaseException:
@@ -168,9 +176,13 @@ async def closed_in_the_end(items: AsyncIterator[_T]) -> AsyncIterator[AsyncIter
 class _Text:
     """What a model's directory says about text; the same for every engine of one model."""
 
-    def __init__(self, directory: Path, model_digest: str) -> None:
+    def __init__(self, directory: Path, model_digest: str, own_bounds: bool) -> None:
         self.model_digest = model_digest
         self.processor = Processor.load(directory, model_digest)
+        if own_bounds:
+            bounds = self.processor.model_bounds
+            own = replace(self.processor.contract, min_pixels=bounds.min_pixels, max_pixels=bounds.max_pixels)
+            self.processor = self.processor.under(own)
         self.token_bytes = TokenBytes(directory)
         self.stop_ids = tuple(sorted({self.processor.special.im_end, *_end_ids(directory)}))
 

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import grpc
 import structlog
 
 from veneer.dataset.v1.dataset_service_pb2_grpc import DatasetServiceStub
@@ -21,6 +22,7 @@ from veneer_inference.adapters.metrics_page import MetricsPage
 from veneer_inference.adapters.registry_file import RegistryFile
 from veneer_inference.adapters.reporter import Reporter
 from veneer_inference.admission import Admission
+from veneer_inference.alone import NoBlobs, NoRegistry, NoSource
 from veneer_inference.api.adapter_list import AdapterList
 from veneer_inference.api.answers import Answers
 from veneer_inference.api.prompts import Prompts
@@ -29,6 +31,7 @@ from veneer_inference.authentication import DelegatingAuthenticator
 from veneer_inference.base import BaseKeeper, StartEngine
 from veneer_inference.desired import Desired
 from veneer_inference.domain.figures import FiguresByVersion
+from veneer_inference.domain.registry import Registry
 from veneer_inference.metrics import Metrics
 from veneer_inference.ports import EngineInfo, EngineStats
 from veneer_inference.residency import Residency
@@ -59,42 +62,24 @@ class Replica:
     """
 
     def __init__(self, settings: InferenceSettings, start_engine: StartEngine) -> None:
-        data, model = settings.data, str(settings.model_name)
-        data.mkdir(parents=True, exist_ok=True)
-        self._trainer = open_channel(
-            settings.trainer,
-            settings.trainer_token_file.read_text("utf-8").strip(),
-            root_certificates_pem=_pem(settings.trainer_root_certificates_file),
+        settings.data.mkdir(parents=True, exist_ok=True)
+        self._settings = settings
+        self._channels: list[grpc.aio.Channel] = []
+        self._registry: Registry | None = None
+        self._follower: Follower | None = None
+        self._reporter: Reporter | None = None
+        self._desired: Desired | None = None
+        self._keeper = BaseKeeper(
+            settings.model_name, settings.model_directory, start_engine, self._serving, own_bounds=settings.alone
         )
-        # Without a credential: each call shows the caller's own.
-        self._dataset = open_channel(
-            settings.dataset, root_certificates_pem=_pem(settings.dataset_root_certificates_file)
-        )
-        stub = AdapterServiceStub(self._trainer)
-        file = RegistryFile(data / "registry.json", model)
-        registry, figures = file.load(), FiguresByVersion()
-        self._keeper = BaseKeeper(settings.model_name, settings.model_directory, start_engine, self._serving)
-        folders = AdapterFolders(data / "adapters", settings.adapter_disk_bytes)
-        source = AdapterSource(stub, folders, settings.max_adapter_bytes)
-        residency = Residency(lambda: self._keeper.current, source)
-        self._desired = Desired(registry, residency, settings.report_s)
+        figures = FiguresByVersion()
+        admission, residency = self._adapters(settings, figures)
         self._metrics = Metrics(self._engine_now, lambda: residency.held)
-        self._metrics.followed(registry)
+        if self._registry is not None:
+            self._metrics.followed(self._registry)
         self._metrics_page = MetricsPage(self._metrics.snapshot)
         self._metrics_port = settings.metrics_port
-        self._registry = registry
-        self._follower = Follower(stub, registry, file, model, self._registry_changed)
-        self._reporter = Reporter(
-            stub, settings.replica, model, registry, figures, lambda: residency.held,
-            self._follower.start_over, settings.report_s,
-        )  # fmt: skip
-        self._advertise = settings.advertise
-        admission = Admission(registry, self._follower, source, settings.registry_wait_s, settings.recheck_s)
-        self._prompts = Prompts(
-            Blobs(DatasetServiceStub(self._dataset), settings.max_picture_bytes),
-            settings.prompt_threads,
-            settings.max_prompts_waiting,
-        )
+        self._prompts = Prompts(self._blobs(settings), settings.prompt_threads, settings.max_prompts_waiting)
         answers = Answers(lambda: self._keeper.current, admission, residency, self._prompts, figures, self._metrics)
         adapters = AdapterList(admission, residency, Paginator(secrets.token_bytes(_PAGING_KEY_BYTES)))
         servicer = InferenceServicer(answers, adapters, settings.replica)
@@ -115,8 +100,10 @@ class Replica:
             self.metrics_address = await self._metrics_page.start(self._metrics_port)
             _log.info("metrics", address=self.metrics_address)
         address = await self._server.start()
-        self._reporter.address = self._advertise or address
-        self._begin(self._follower.run())
+        if self._reporter is not None:
+            self._reporter.address = self._settings.advertise or address
+        if self._follower is not None:
+            self._begin(self._follower.run())
         started = asyncio.Event()
         keeping = asyncio.create_task(self._keeper.run(started.set))
         self._tasks.append(keeping)
@@ -126,8 +113,9 @@ class Replica:
         if keeping.done():
             await keeping
         keeping.add_done_callback(_told)
-        self._begin(self._reporter.run())
-        self._begin(self._desired.run())
+        for part in (self._reporter, self._desired):
+            if part is not None:
+                self._begin(part.run())
         return address
 
     async def run(self) -> None:
@@ -145,8 +133,42 @@ class Replica:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._metrics_page.close()
         await asyncio.to_thread(self._prompts.close)
-        await self._trainer.close()
-        await self._dataset.close()
+        for channel in self._channels:
+            await channel.close()
+
+    def _adapters(self, settings: InferenceSettings, figures: FiguresByVersion) -> tuple[Admission, Residency]:
+        """What finds adapters and holds them; follows the registry where there is one."""
+        if settings.trainer is None or settings.trainer_token_file is None:
+            return NoRegistry(), Residency(lambda: self._keeper.current, NoSource())
+        channel = open_channel(
+            settings.trainer,
+            settings.trainer_token_file.read_text("utf-8").strip(),
+            root_certificates_pem=_pem(settings.trainer_root_certificates_file),
+        )
+        self._channels.append(channel)
+        stub, model = AdapterServiceStub(channel), str(settings.model_name)
+        file = RegistryFile(settings.data / "registry.json", model)
+        registry = self._registry = file.load()
+        folders = AdapterFolders(settings.data / "adapters", settings.adapter_disk_bytes)
+        source = AdapterSource(stub, folders, settings.max_adapter_bytes)
+        residency = Residency(lambda: self._keeper.current, source)
+        self._desired = Desired(registry, residency, settings.report_s)
+        self._follower = Follower(stub, registry, file, model, self._registry_changed)
+        self._reporter = Reporter(
+            stub, settings.replica, model, registry, figures, lambda: residency.held,
+            self._follower.start_over, settings.report_s,
+        )  # fmt: skip
+        admission = Admission(registry, self._follower, source, settings.registry_wait_s, settings.recheck_s)
+        return admission, residency
+
+    def _blobs(self, settings: InferenceSettings) -> Blobs:
+        """What reads pictures that are named by digest."""
+        if settings.dataset is None:
+            return NoBlobs()
+        # Without a credential: each call shows the caller's own.
+        channel = open_channel(settings.dataset, root_certificates_pem=_pem(settings.dataset_root_certificates_file))
+        self._channels.append(channel)
+        return Blobs(DatasetServiceStub(channel), settings.max_picture_bytes)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.create_task(work)
@@ -155,8 +177,10 @@ class Replica:
         return task
 
     def _registry_changed(self) -> None:
-        self._metrics.followed(self._registry)
-        self._desired.wake()
+        if self._registry is not None:
+            self._metrics.followed(self._registry)
+        if self._desired is not None:
+            self._desired.wake()
 
     def _engine_now(self) -> tuple[EngineInfo, EngineStats] | None:
         try:
@@ -167,9 +191,12 @@ class Replica:
 
     def _serving(self, serving: bool) -> None:
         self._server.health.set_serving(SERVICE, serving)
-        self._desired.wake()
+        if self._desired is not None:
+            self._desired.wake()
 
     async def _drain(self) -> None:
+        if self._reporter is None:
+            return
         try:
             await self._reporter.report(draining=True)
         except VeneerError as error:

@@ -21,12 +21,13 @@ class InferenceSettings(ServerSettings):
     data: Path = setting("Folder of adapters and of what the registry last said; one process at a time.")
     replica: str = setting("This replica's own name, stable over restarts.")
     models: str = setting("The base, NAME=DIRECTORY.")
-    trainer: str = setting("Address of the trainer, which has the registry of adapters.")
-    trainer_token_file: Path = setting("File with a token of the role `replica` to show the trainer.")
+    trainer: str | None = setting("Address of the trainer, which has the registry of adapters.", None)
+    trainer_token_file: Path | None = setting("File with a token of the role `replica` to show the trainer.", None)
     trainer_root_certificates_file: Path | None = setting("PEM certificates that sign the trainer's.", None)
-    dataset: str = setting("Address of the dataset service, which has the pictures that are named by digest.")
+    dataset: str | None = setting("Address of the dataset service, which has pictures named by digest.", None)
     dataset_root_certificates_file: Path | None = setting("PEM certificates that sign the dataset service's.", None)
     delegation_public_key_file: Path | None = setting("PEM public key of delegations that the trainer signs.", None)
+    alone: bool = setting("Serve the model without trainer and dataset, with all of its own pixel bounds.", False)
     advertise: str | None = setting(
         "Address by which clients reach this replica; default: the one it listens on.", None
     )
@@ -86,8 +87,12 @@ class InferenceSettings(ServerSettings):
             yield f"replica: must be 1 to {_MAX_REPLICA_CHARS} characters, was {self.replica!r}"
         for service in ("trainer", "dataset"):
             certificates, address = f"{service}_root_certificates_file", getattr(self, service)
-            if getattr(self, certificates) is None and not addresses.is_local(address):
+            if (address is None) != self.alone:
+                yield f"{service}: must {'not be given with' if self.alone else 'be given without'} alone"
+            elif address and getattr(self, certificates) is None and not addresses.is_local(address):
                 yield f"{certificates}: must be given with a {service} on another machine"
+        if self.trainer is not None and self.trainer_token_file is None:
+            yield "trainer_token_file: must be given with a trainer"
         for file in (
             "trainer_token_file",
             "trainer_root_certificates_file",

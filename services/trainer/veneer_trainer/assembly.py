@@ -21,11 +21,13 @@ from veneer.trainer.v1 import (
     worker_service_pb2,
     worker_service_pb2_grpc,
 )
+from veneer_rpc.certificate import CertificateSigner
 from veneer_rpc.channel import open_channel
+from veneer_rpc.delegation import new_key_pair
 from veneer_rpc.names import AdapterVersionName
 from veneer_rpc.paging import Paginator
 from veneer_trainer.adapters import evaluation_store, registry_store, requests, serving_store, work_store
-from veneer_trainer.adapters.adapter_files import AdapterFiles
+from veneer_trainer.adapters.adapter_files import AdapterFiles, ExportFiles
 from veneer_trainer.adapters.checkpoint_files import CheckpointFiles
 from veneer_trainer.adapters.database import Database
 from veneer_trainer.adapters.dataset_client import DatasetClient
@@ -41,6 +43,7 @@ from veneer_trainer.api.adapter_servicer import AdapterServicer
 from veneer_trainer.api.changes import REGISTRY, WAITING_WORK, Changes
 from veneer_trainer.api.evaluation_convert import evaluation_to_proto
 from veneer_trainer.api.evaluation_servicer import EvaluationServicer
+from veneer_trainer.api.export_convert import export_to_proto
 from veneer_trainer.api.job_convert import job_to_proto
 from veneer_trainer.api.model_servicer import ModelServicer
 from veneer_trainer.api.training_servicer import TrainingServicer
@@ -50,6 +53,8 @@ from veneer_trainer.domain.attempts import Attempts
 from veneer_trainer.domain.canaries import Canaries
 from veneer_trainer.domain.dispatch import Dispatch
 from veneer_trainer.domain.evaluating import Evaluations
+from veneer_trainer.domain.exporting import Exports
+from veneer_trainer.domain.exports import export_of
 from veneer_trainer.domain.leases import ChangeWatch
 from veneer_trainer.domain.publishing import Publishing
 from veneer_trainer.domain.registry import Adapters
@@ -133,6 +138,12 @@ def assemble(settings: TrainerSettings, loop: asyncio.AbstractEventLoop) -> Part
         store, asked, Admission(catalog, datasets, publishing, workers), datasets, checkpoints, curves, dispatch,
         history, settings.max_queued,
     )  # fmt: skip
+    signer = CertificateSigner(_export_key(settings.data))
+    exports = Exports(
+        store, registry, datasets, ExportFiles(settings.data / "exports"), asked, dispatch, attempts, signer,
+        settings.max_queued,
+    )  # fmt: skip
+    exports.clear()
     adapters = Adapters(registry, folders, catalog, asked, partial(users, store), evaluations.figures)
 
     def fill_training(work: Work, lease: worker_service_pb2.Lease) -> None:
@@ -141,12 +152,15 @@ def assemble(settings: TrainerSettings, loop: asyncio.AbstractEventLoop) -> Part
     def fill_evaluation(work: Work, lease: worker_service_pb2.Lease) -> None:
         lease.evaluation.CopyFrom(evaluation_to_proto(evaluations.view(work)))
 
+    def fill_export(work: Work, lease: worker_service_pb2.Lease) -> None:
+        lease.export.CopyFrom(export_to_proto(export_of(work)))
+
     def evaluated(tenant: str, version: AdapterVersionName) -> list[str]:
         found = store.page(tenant, WorkKind.EVALUATION, None, 100, (), str(version))
         return [work.ref.name for work in found]
 
     times = LeaseTimes(settings.lease_s, settings.heartbeat_s, settings.stall_s, LIFETIME_S)
-    fillers = {WorkKind.TRAINING: fill_training, WorkKind.EVALUATION: fill_evaluation}
+    fillers = {WorkKind.TRAINING: fill_training, WorkKind.EVALUATION: fill_evaluation, WorkKind.EXPORT: fill_export}
     paginator = Paginator(_page_key(settings.data))
     imports = AdapterImport(publishing, catalog, incoming, settings.max_adapter_bytes)
     servicers: list[tuple[Callable[..., Any], Any]] = [
@@ -157,13 +171,13 @@ def assemble(settings: TrainerSettings, loop: asyncio.AbstractEventLoop) -> Part
         (
             worker_service_pb2_grpc.add_WorkerServiceServicer_to_server,
             WorkerServicer(
-                dispatch, attempts, workers, checkpoints, delegations, changes, fillers, evaluations, times, incoming,
-                settings.max_adapter_bytes,
+                dispatch, attempts, workers, checkpoints, delegations, changes, fillers, evaluations, exports, times,
+                incoming, settings.max_adapter_bytes, settings.max_export_bytes,
             ),
         ),
         (
             adapter_service_pb2_grpc.add_AdapterServiceServicer_to_server,
-            AdapterServicer(adapters, registry, imports, replicas, canaries, evaluated, paginator, changes),
+            AdapterServicer(adapters, registry, imports, replicas, canaries, evaluated, exports, paginator, changes),
         ),
         (
             model_service_pb2_grpc.add_ModelServiceServicer_to_server,
@@ -190,4 +204,15 @@ def _page_key(data: Path) -> bytes:
     if not path.exists():
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(secrets.token_bytes(32))
+    return path.read_bytes()
+
+
+def _export_key(data: Path) -> bytes:
+    """Returns the key that signs exports' certificates, made at the first start; its public half lies beside it."""
+    path, public_path = data / "export.key", data / "export-public.pem"
+    if not path.exists():
+        private, public = new_key_pair()
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(private)
+        public_path.write_bytes(public)
     return path.read_bytes()

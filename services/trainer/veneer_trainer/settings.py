@@ -34,6 +34,7 @@ class TrainerSettings(ServerSettings):
     retry_s: float = setting("Wait before the first retry; it doubles with each.", 5.0, 0.01, 3600)
     max_checkpoint_bytes: int = setting("Most bytes of a checkpoint.", 16 << 30, 1)
     max_adapter_bytes: int = setting("Most bytes of a published adapter.", 4 << 30, 1)
+    max_export_bytes: int = setting("Most bytes of a published export.", 64 << 30, 1)
     history_file: Path | None = setting("Appends what happened; for fault tests.", None)
     die_with_parent: bool = setting("End when the process that started this one ends.", False)
 

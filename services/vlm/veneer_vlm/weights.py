@@ -113,6 +113,15 @@ def random_model(
     return model
 
 
+def stored_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of a model's files by its name there, mapped and not read.
+
+    Raises:
+        WeightsError: files are missing or cannot be read.
+    """
+    yield from _tensors(_files_by_tensor(directory))
+
+
 def _files_by_tensor(directory: Path) -> dict[str, Path]:
     """Which file holds each tensor, as the files themselves say."""
     index = directory / _INDEX

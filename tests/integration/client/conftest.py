@@ -31,6 +31,7 @@ from veneer.trainer.v1 import (
     evaluation_pb2,
     evaluation_service_pb2,
     evaluation_service_pb2_grpc,
+    export_pb2,
     model_pb2,
     model_service_pb2,
     model_service_pb2_grpc,
@@ -83,6 +84,10 @@ class FakeCluster:
     files: dict[str, bytes] = field(default_factory=dict)
     bases: int = 1
     code_version: str = "1"
+    export: Any = None
+    export_failure: Any = None
+    certificate: bytes = b""
+    damaged: str = ""
     steps: int = 5
     end: Any = State.JOB_STATE_SUCCEEDED
     step_s: float = 0.0
@@ -535,6 +540,42 @@ class AdapterService(adapter_service_pb2_grpc.AdapterServiceServicer):
             offset = 0
 
 
+class ExportService(AdapterService):
+    """An export of `cluster.files`, done at the third look; `cluster.damaged` bytes are not what their digest says."""
+
+    async def ExportAdapterVersion(self, request: Any, context: Any) -> Any:
+        await self.cluster.begin("ExportAdapterVersion", request, context)
+        self.cluster.export = export_pb2.Export(name="exports/x1", spec=request.spec)
+        self.cluster.export.state = training_job_pb2.JOB_STATE_QUEUED
+        return self.cluster.export
+
+    async def GetExport(self, request: Any, context: Any) -> Any:
+        await self.cluster.begin("GetExport", request, context)
+        export = self.cluster.export
+        if export.progress < 1:
+            export.state, export.progress = training_job_pb2.JOB_STATE_RUNNING, export.progress + 0.5
+        elif self.cluster.export_failure is not None:
+            export.state = training_job_pb2.JOB_STATE_FAILED
+            export.failure.CopyFrom(self.cluster.export_failure)
+        elif not export.files:
+            export.state = training_job_pb2.JOB_STATE_SUCCEEDED
+            export.certificate = self.cluster.certificate
+            for path, data in sorted(self.cluster.files.items()):
+                digest = hashlib.sha256(data).hexdigest()
+                export.files.add(path=path, digest=digest, size_bytes=len(data))
+        return export
+
+    async def ListExports(self, request: Any, context: Any) -> Any:
+        await self.cluster.begin("ListExports", request, context)
+        return adapter_service_pb2.ListExportsResponse(exports=[self.cluster.export])
+
+    async def DownloadExport(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        await self.cluster.begin("DownloadExport", request, context)
+        for path in request.paths:
+            data = b"other" if path == self.cluster.damaged else self.cluster.files[path]
+            yield adapter_service_pb2.DownloadExportResponse(path=path, offset_bytes=0, data=data)
+
+
 class EvaluationService(evaluation_service_pb2_grpc.EvaluationServiceServicer):
     def __init__(self, cluster: FakeCluster) -> None:
         self.cluster = cluster
@@ -690,7 +731,7 @@ def running() -> Iterator[Running]:
         "trainer",
         lambda server: training_service_pb2_grpc.add_TrainerServiceServicer_to_server(TrainerService(cluster), server),
         lambda server: model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(cluster), server),
-        lambda server: adapter_service_pb2_grpc.add_AdapterServiceServicer_to_server(AdapterService(cluster), server),
+        lambda server: adapter_service_pb2_grpc.add_AdapterServiceServicer_to_server(ExportService(cluster), server),
         lambda server: evaluation_service_pb2_grpc.add_EvaluationServiceServicer_to_server(
             EvaluationService(cluster), server
         ),

@@ -2,6 +2,7 @@
 
 # ruff: noqa: ANN401  # the fake's types stay in conftest
 
+import base64
 import io
 import json
 import os
@@ -17,7 +18,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from veneer.trainer.v1.training_job_pb2 import JobState
+from veneer.trainer.v1 import export_pb2, model_pb2
+from veneer.trainer.v1.training_job_pb2 import Failure, JobState
 from veneer_client.commands import screen
 
 Veneer = Callable[..., Any]
@@ -203,6 +205,45 @@ def test_adapters_are_listed_moved_and_logged(trained: Veneer, tmp_path: Path, c
     assert trained("adapters", "promote", "digits", 9).code == 1
     result = trained("adapters", "download", "digits@2", tmp_path / "out", "--json")
     assert result.json["files"] == ["adapter_config.json"]
+
+
+def test_an_export_is_ordered_watched_and_downloaded_whole(veneer: Veneer, tmp_path: Path, cluster: Any) -> None:
+    cluster.files = {"certificate.json": b"{}", "config.json": b"{}", "part/weights": b"\0" * 9}
+    measured = {
+        "prompts": 100,
+        "answers_identical": 99,
+        "answers_within_tie": 1,
+        "greatest_logit_difference": 2e-6,
+        "metrics": {"exact_match": {"adapter": 0.95, "export": 0.94}},
+        "tokens_per_second": {"adapter": 50.0, "export": 60.0},
+        "problems": [],
+    }
+    statement = base64.b64encode(json.dumps({"predicate": {"measured": measured}}).encode()).decode()
+    cluster.certificate = json.dumps({"payload": statement}).encode()
+    out = tmp_path / "out"
+    result = veneer("adapters", "export", "digits", 3, "--format", "merged-bf16", "--out", out, "--split", "test")
+    assert result.code == 0, result.err
+    spec = cluster.requests["ExportAdapterVersion"][0].spec
+    assert (spec.adapter_version, spec.check_split, spec.force) == ("adapters/digits/versions/3", "test", False)
+    assert (spec.format, spec.dtype) == (export_pb2.EXPORT_FORMAT_MERGED, model_pb2.DTYPE_BFLOAT16)
+    assert "50 % done" in result.out
+    assert "99 and 1 within a tie of 100 answers" in result.out
+    assert "exact_match: 94.0 %, the adapter's 95.0 %" in result.out
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} == cluster.files.keys()
+    assert "digits@3" in veneer("adapters", "exports").out
+    taken = veneer("adapters", "export", "digits", 3, "--out", out)
+    assert (taken.code, len(cluster.requests["ExportAdapterVersion"])) == (2, 1)
+    assert veneer("adapters", "export", "digits", 3, "--out", tmp_path / "x", "--format", "gguf").code == 2
+
+    cluster.damaged = "config.json"
+    damaged = veneer("adapters", "export", "digits", 3, "--out", tmp_path / "damaged")
+    assert damaged.code == 1
+    assert "sha256" in damaged.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]  # nothing half-written stays
+    cluster.damaged, cluster.export_failure = "", Failure(reason="METRIC_FELL", message="exact_match is 0.5")
+    failed = veneer("adapters", "export", "digits", 3, "--out", tmp_path / "failed", "--force", "--json")
+    assert (failed.code, cluster.requests["ExportAdapterVersion"][-1].spec.force) == (1, True)
+    assert "METRIC_FELL" in failed.err
 
 
 def test_an_evaluation_prints_its_figures_and_misses(trained: Veneer, cluster: Any) -> None:

@@ -81,5 +81,5 @@ async def test_settings_that_cannot_be_used_are_told(kit: Any) -> None:
     )  # fmt: skip
     _, said = await child.communicate()
     assert child.returncode == 2
-    for problem in ("--nonsense: no such flag", "tokens_file: must be given", "trainer: must be given"):
+    for problem in ("--nonsense: no such flag", "tokens_file: must be given", "data: must be given"):
         assert problem in said.decode()

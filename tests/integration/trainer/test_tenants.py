@@ -13,6 +13,7 @@ from veneer.trainer.v1 import (
     evaluation_pb2,
     evaluation_service_pb2,
     evaluation_service_pb2_grpc,
+    export_pb2,
 )
 from veneer.trainer.v1 import adapter_service_pb2 as adapters_pb
 from veneer.trainer.v1 import evaluation_service_pb2 as evaluations_pb
@@ -23,13 +24,10 @@ from veneer.trainer.v1 import worker_service_pb2 as worker_pb
 Trainer = Worker = Kit = Make = Method = Message = Any
 
 ADAPTER, VERSION = "adapters/digits", "adapters/digits/versions/1"
-UNIMPLEMENTED = {
-    f"{each}Export{s}" for each, s in (("Get", ""), ("List", "s"), ("Cancel", ""), ("Delete", ""), ("Download", ""))
-} | {"ExportAdapterVersion"}
 REPLICAS = {"ReportServing"}
 
 
-def calls(kit: Kit, evaluation: str) -> dict[str, Any]:
+def calls(kit: Kit, evaluation: str, export: str) -> dict[str, Any]:
     """A request of every method that names what belongs to another tenant."""
     judgement = evaluation_pb2.Judgement(subject=VERSION, score=1, evaluation=evaluation)
     spec = evaluation_pb2.EvaluationSpec(subject=VERSION, dataset_version=kit.VERSION)
@@ -46,6 +44,13 @@ def calls(kit: Kit, evaluation: str) -> dict[str, Any]:
         "RollbackAdapter": adapters_pb.RollbackAdapterRequest(name=ADAPTER),
         "DeleteAlias": adapters_pb.DeleteAliasRequest(adapter=ADAPTER, alias="production"),
         "ListAliasMoves": adapters_pb.ListAliasMovesRequest(parent=ADAPTER),
+        "ExportAdapterVersion": adapters_pb.ExportAdapterVersionRequest(
+            spec=export_pb2.ExportSpec(adapter_version=VERSION, format=export_pb2.EXPORT_FORMAT_MERGED)
+        ),
+        "GetExport": adapters_pb.GetExportRequest(name=export),
+        "CancelExport": adapters_pb.CancelExportRequest(name=export),
+        "DeleteExport": adapters_pb.DeleteExportRequest(name=export),
+        "DownloadExport": adapters_pb.DownloadExportRequest(name=export),
         "CreateEvaluation": evaluations_pb.CreateEvaluationRequest(spec=spec),
         "GetEvaluation": evaluations_pb.GetEvaluationRequest(name=evaluation),
         "CancelEvaluation": evaluations_pb.CancelEvaluationRequest(name=evaluation),
@@ -58,6 +63,7 @@ def calls(kit: Kit, evaluation: str) -> dict[str, Any]:
 
 LISTS: dict[str, tuple[Any, str]] = {
     "ListAdapters": (adapters_pb.ListAdaptersRequest(), "adapters"),
+    "ListExports": (adapters_pb.ListExportsRequest(), "exports"),
     "ListEvaluations": (evaluations_pb.ListEvaluationsRequest(), "evaluations"),
     "ListJudgements": (evaluations_pb.ListJudgementsRequest(), "judgements"),
     "WatchAdapters": (adapters_pb.WatchAdaptersRequest(), "adapters"),
@@ -98,13 +104,18 @@ def test_another_tenants_adapters_and_evaluations_are_not_there(make_trainer: Ma
     own = evaluation_pb2.Judgement(subject=VERSION, score=1, evaluation=evaluation)
     trainer.evaluations().CreateJudgement(evaluations_pb.CreateJudgementRequest(judgement=own))
 
+    exporting = adapters_pb.ExportAdapterVersionRequest(
+        spec=export_pb2.ExportSpec(adapter_version=VERSION, format=export_pb2.EXPORT_FORMAT_MERGED)
+    )
+    export = trainer.adapters().ExportAdapterVersion(exporting).name
+
     channel = trainer.channel(trainer.keys.other)
     stubs = {
         "AdapterService": adapter_service_pb2_grpc.AdapterServiceStub(channel),
         "EvaluationService": evaluation_service_pb2_grpc.EvaluationServiceStub(channel),
     }
-    named = calls(kit, evaluation)
-    assert named.keys() | LISTS.keys() | UNIMPLEMENTED | REPLICAS | OWN == methods().keys()
+    named = calls(kit, evaluation, export)
+    assert named.keys() | LISTS.keys() | REPLICAS | OWN == methods().keys()
     for method, service in methods().items():
         call = getattr(stubs[service], method)
         if method in named:

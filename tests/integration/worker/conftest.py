@@ -174,12 +174,12 @@ class Cluster:
         return process
 
     def jobs(self) -> TrainerServiceStub:
-        return TrainerServiceStub(self._channel(self.trainer, self.user))
+        return TrainerServiceStub(self.channel(self.trainer, self.user))
 
     def datasets(self) -> DatasetServiceStub:
-        return DatasetServiceStub(self._channel(self.dataset, self.dataset_user))
+        return DatasetServiceStub(self.channel(self.dataset, self.dataset_user))
 
-    def _channel(self, address: str, token: str) -> grpc.Channel:
+    def channel(self, address: str, token: str) -> grpc.Channel:
         options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
         self._channels.append(grpc.insecure_channel(address, options))
         return grpc.intercept_channel(self._channels[-1], _Token(token))

@@ -1,4 +1,4 @@
-"""A training job or an evaluation, watched: a live bar on a terminal, else plain lines or lines of JSON."""
+"""Training jobs, evaluations and exports, watched: a live bar on a terminal, else plain lines or lines of JSON."""
 
 import sys
 import time
@@ -13,13 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from veneer.trainer.v1.evaluation_pb2 import Evaluation
+from veneer.trainer.v1.export_pb2 import Export
 from veneer.trainer.v1.training_job_pb2 import TrainingJob
 from veneer_client import Client, VeneerError, state_name
 from veneer_client.commands import screen
 
 LINE_INTERVAL_S = 5.0
 _SPARK_POINTS = 200
-_W = TypeVar("_W", TrainingJob, Evaluation)
+_W = TypeVar("_W", TrainingJob, Evaluation, Export)
 
 
 def watch_job(client: Client, name: str, json: bool) -> TrainingJob:
@@ -50,6 +51,17 @@ def watch_evaluation(client: Client, name: str, json: bool) -> Evaluation:
     """Shows an evaluation until it has ended, and returns its last snapshot."""
     with leaving(f"{name} goes on"):
         return _show(client.evaluations.watch(name), _evaluation_bar, evaluation_line, json)
+
+
+def watch_export(client: Client, name: str, json: bool) -> Export:
+    """Shows an export until it has ended, and returns its last snapshot."""
+    with leaving(f"{name} goes on without you"):
+        return _show(client.exports.watch(name), _export_bar, export_line, json)
+
+
+def export_line(export: Export) -> str:
+    """An export in one line of text."""
+    return f"{export.name} {state_name(export.state)}  {100 * export.progress:.0f} % done"
 
 
 def job_line(job: TrainingJob) -> str:
@@ -152,4 +164,10 @@ def _evaluation_bar(evaluation: Evaluation) -> RenderableType:
     grid = Table.grid(padding=(0, 2, 0, 0))
     bar = ProgressBar(total=evaluation.total_samples or None, completed=evaluation.answered_samples, width=32)
     grid.add_row(bar, evaluation_line(evaluation))
+    return grid
+
+
+def _export_bar(export: Export) -> RenderableType:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_row(ProgressBar(total=1.0, completed=export.progress, width=32), export_line(export))
     return grid

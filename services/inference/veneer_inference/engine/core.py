@@ -61,6 +61,7 @@ class EngineCore:
         speculation: whether answers guess ahead; no answer changes by it.
         grammars: of the base's JSON schemas; None where it has no tokenizer.
         load: starts loading an adapter, given its digest and folder; a `Loaded` comes to `handle` later.
+        runner: runs the model's passes.
     """
 
     def __init__(
@@ -71,13 +72,14 @@ class EngineCore:
         adapter_bytes: int,
         feature_bytes: int,
         load: Callable[[str, str], None],
+        runner: type[Runner] = Runner,
         *,
         prefix_cache: bool = True,
         speculation: bool = True,
         grammars: Grammars | None = None,
     ) -> None:
         self._model = model
-        self._runner = Runner(model, limits.blocks, limits.block_tokens)
+        self._runner = runner(model, limits.blocks, limits.block_tokens)
         self._sampler = Sampler(model)
         self._sight = Sight(model, _TOWER_MULTIPLICATIONS, feature_bytes)
         self._load = load

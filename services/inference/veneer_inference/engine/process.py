@@ -19,18 +19,22 @@ from typing import NoReturn
 
 import torch
 
-from veneer_digests import DigestError, model_digest
+from veneer_digests import DigestError, blob_digest, graphs_digest, model_digest
 from veneer_inference.engine import messages
 from veneer_inference.engine.adapter_folder import read_adapter
 from veneer_inference.engine.core import EngineCore, Loaded
 from veneer_inference.engine.grammar import Grammars
 from veneer_inference.engine.options import EngineOptions
 from veneer_inference.engine.precision import load_base
+from veneer_inference.engine.runner import Runner
 from veneer_inference.engine.scheduler import Limits
 from veneer_inference.ports import EngineError, EngineInfo, Sampling
 from veneer_processing import ProcessingError
+from veneer_rpc.certificate import CERTIFICATE_FILE, SIGNER_FILE
 from veneer_vlm.config import ModelConfig
 from veneer_vlm.errors import RefusedError
+from veneer_vlm.graphs import is_graphs
+from veneer_vlm.model import VisionLanguageModel
 
 _LOG = logging.getLogger(__name__)
 _COMMANDS = 64  # prompts with their pixels lie in it
@@ -63,9 +67,7 @@ class EngineProcess:
         self._start(self._write_reports)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            digest = model_digest(Path(options.model))
-            model, dtype = load_base(Path(options.model), options.dtype, device)
-            model.lm_head.distinct()
+            digest, model, dtype, runner = _opened(options, device)
         except (RefusedError, DigestError, ProcessingError, ValueError, OSError) as error:
             problems = error.violations if isinstance(error, RefusedError) else [str(error)]
             self._connection.sendall(messages.frame(messages.NotStarted(problems)))
@@ -79,6 +81,7 @@ class EngineProcess:
             options.adapter_bytes,
             options.feature_bytes,
             lambda name, directory: self._loads.put((name, directory)),
+            runner,
             prefix_cache=options.prefix_cache,
             speculation=options.speculation,
             grammars=grammars,
@@ -87,7 +90,7 @@ class EngineProcess:
         info = EngineInfo(
             model_digest=digest,
             dtype=dtype,
-            device=device,
+            device=model.device.type,
             engine=_NAME,
             context_length=limits.context_length,
             kv_capacity_tokens=limits.blocks * limits.block_tokens,
@@ -155,6 +158,25 @@ class EngineProcess:
         except BaseException:
             _LOG.exception("the engine ends")
             os._exit(1)
+
+
+def _opened(options: EngineOptions, device: str) -> tuple[str, VisionLanguageModel, str, type[Runner]]:
+    """The model of a directory with its digest and precision, and what runs it: torch, or exported graphs' runtime."""
+    directory = Path(options.model)
+    if is_graphs(directory):
+        from veneer_inference.engine.graphs import GraphModel, GraphRunner
+
+        own = (CERTIFICATE_FILE, SIGNER_FILE)
+        files = {}
+        for path in directory.iterdir():
+            if path.name not in own:
+                with path.open("rb") as file:
+                    files[path.name] = blob_digest(file)
+        return graphs_digest(files), GraphModel(directory, options.threads), options.dtype, GraphRunner
+    digest = model_digest(directory)
+    model, dtype = load_base(directory, options.dtype, device)
+    model.lm_head.distinct()
+    return digest, model, dtype, Runner
 
 
 def _limits(options: EngineOptions, model: ModelConfig) -> Limits:

@@ -1,15 +1,18 @@
-"""Folders of adapter versions: `<root>/<version uid>/`, in their place by one rename and never changed there."""
+"""Folders of adapter versions and exports: `<root>/<uid>/`, in their place by one rename and never changed there."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import BinaryIO
 
-from veneer_rpc.errors import NotFound
+from veneer_digests import DigestError, graphs_digest, model_digest
+from veneer_rpc.errors import FailedPrecondition, NotFound
 from veneer_trainer.adapters import peft_folder
-from veneer_trainer.adapters.received_files import sync_folder
+from veneer_trainer.adapters.received_files import room_on_disk, sync_folder
 from veneer_trainer.domain.adapters import Inspected
 from veneer_trainer.domain.files import StoredFile
 from veneer_trainer.domain.jobs import Contract
@@ -17,8 +20,8 @@ from veneer_trainer.failpoints import failpoint
 from veneer_trainer.ports import BaseModel
 
 
-class AdapterFiles:
-    """The AdapterFolders of one folder; see `registry_ports.AdapterFolders`.
+class VersionFiles:
+    """Folders by uid.
 
     Args:
         root: the folder; made when missing. On the file system of what is received.
@@ -28,12 +31,8 @@ class AdapterFiles:
         self._root = root
         root.mkdir(parents=True, exist_ok=True)
 
-    def inspect(self, folder: Path, base: BaseModel, contract: Contract) -> Inspected:
-        """See AdapterFolders."""
-        return peft_folder.inspect(folder, base, contract)
-
     def take(self, folder: Path, uid: str) -> None:
-        """See AdapterFolders."""
+        """See AdapterFolders and ExportFolders."""
         sync_folder(folder)
         folder.rename(self._root / uid)
         sync_folder(self._root)
@@ -52,6 +51,36 @@ class AdapterFiles:
         for folder in self._root.iterdir():
             if folder.name not in uids:
                 shutil.rmtree(folder)
+
+
+class AdapterFiles(VersionFiles):
+    """The AdapterFolders of one folder; see `registry_ports.AdapterFolders`."""
+
+    def inspect(self, folder: Path, base: BaseModel, contract: Contract) -> Inspected:
+        """See AdapterFolders."""
+        return peft_folder.inspect(folder, base, contract)
+
+
+class ExportFiles(VersionFiles):
+    """The ExportFolders of one folder; see `export_ports.ExportFolders`."""
+
+    def digest(self, folder: Path, files: Collection[StoredFile]) -> str:
+        """See ExportFolders."""
+        if not any(file.path.endswith(".safetensors") for file in files):
+            return graphs_digest({file.path: file.digest for file in files})
+        try:
+            return model_digest(folder)
+        except (DigestError, OSError) as error:
+            text = f"{Path(error.filename).name}: {error.strerror}" if isinstance(error, OSError) else str(error)
+            raise FailedPrecondition("EXPORT_UNFIT", f"the export is no model: {text}") from error
+
+    def add(self, folder: Path, path: str, data: bytes) -> StoredFile:
+        """See ExportFolders."""
+        with room_on_disk(path), (folder / path).open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        return StoredFile(path, hashlib.sha256(data).hexdigest(), len(data))
 
 
 class OpenFolder:

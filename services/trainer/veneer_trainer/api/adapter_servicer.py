@@ -9,9 +9,9 @@ from typing import Any
 import grpc
 from google.protobuf.empty_pb2 import Empty
 
-from veneer.trainer.v1 import adapter_pb2, adapter_service_pb2, adapter_service_pb2_grpc, export_pb2
+from veneer.trainer.v1 import adapter_pb2, adapter_service_pb2
 from veneer_rpc.calls import serving_call
-from veneer_rpc.errors import OutOfRange, Unimplemented, Violation, invalid, violations
+from veneer_rpc.errors import OutOfRange, Violation, invalid, violations
 from veneer_rpc.names import AdapterName, AdapterVersionName, ModelName
 from veneer_rpc.paging import Paginator, Query
 from veneer_trainer.api.adapter_convert import (
@@ -25,10 +25,12 @@ from veneer_trainer.api.adapter_convert import (
 from veneer_trainer.api.adapter_import import AdapterImport
 from veneer_trainer.api.changes import REGISTRY, Changes, changed
 from veneer_trainer.api.downloads import pieces
+from veneer_trainer.api.export_calls import ExportCalls
 from veneer_trainer.api.job_convert import number_of
 from veneer_trainer.api.requests import has_role, request_of
 from veneer_trainer.domain.adapters import Adapter, AdapterVersion, AliasMove, version_unknown
 from veneer_trainer.domain.canaries import Canaries
+from veneer_trainer.domain.exporting import Exports
 from veneer_trainer.domain.registry import Adapters, Promotion
 from veneer_trainer.domain.replicas import Replica, Replicas
 from veneer_trainer.registry_ports import RegistryStore
@@ -42,7 +44,7 @@ Evaluated = Callable[[str, AdapterVersionName], list[str]]
 """Given a tenant and a version: names of its evaluations, newest first."""
 
 
-class AdapterServicer(adapter_service_pb2_grpc.AdapterServiceServicer):
+class AdapterServicer(ExportCalls):
     """The methods say what they do in the contract.
 
     Args:
@@ -52,6 +54,7 @@ class AdapterServicer(adapter_service_pb2_grpc.AdapterServiceServicer):
         replicas: takes reports.
         canaries: watches over what they report.
         evaluated: evaluations of a version.
+        exports: the use cases of exports.
         paginator: makes pages.
         changes: wakes watchers.
     """
@@ -64,9 +67,11 @@ class AdapterServicer(adapter_service_pb2_grpc.AdapterServiceServicer):
         replicas: Replicas,
         canaries: Canaries,
         evaluated: Evaluated,
+        exports: Exports,
         paginator: Paginator,
         changes: Changes,
     ) -> None:
+        super().__init__(exports, paginator)
         self._adapters = adapters
         self._store = store
         self._imports = imports
@@ -268,43 +273,6 @@ class AdapterServicer(adapter_service_pb2_grpc.AdapterServiceServicer):
         for tenant, version, figures in reports:
             await asyncio.to_thread(self._canaries.report, tenant, version, figures)
         return _pb.ReportServingResponse(revision=await asyncio.to_thread(self._store.revision))
-
-    async def ExportAdapterVersion(  # noqa: D102  # the contract says it
-        self, request: _pb.ExportAdapterVersionRequest, context: _Context
-    ) -> export_pb2.Export:
-        raise _no_exports()
-
-    async def GetExport(  # noqa: D102  # the contract says it
-        self, request: _pb.GetExportRequest, context: _Context
-    ) -> export_pb2.Export:
-        raise _no_exports()
-
-    async def ListExports(  # noqa: D102  # the contract says it
-        self, request: _pb.ListExportsRequest, context: _Context
-    ) -> _pb.ListExportsResponse:
-        raise _no_exports()
-
-    async def CancelExport(  # noqa: D102  # the contract says it
-        self, request: _pb.CancelExportRequest, context: _Context
-    ) -> export_pb2.Export:
-        raise _no_exports()
-
-    async def DeleteExport(  # noqa: D102  # the contract says it
-        self, request: _pb.DeleteExportRequest, context: _Context
-    ) -> Empty:
-        raise _no_exports()
-
-    async def DownloadExport(  # noqa: D102  # the contract says it
-        self, request: _pb.DownloadExportRequest, context: _Context
-    ) -> AsyncIterator[_pb.DownloadExportResponse]:
-        raise _no_exports()
-        yield
-
-
-def _no_exports() -> Unimplemented:
-    return Unimplemented(
-        "NO_EXPORTS", "this trainer makes no exports yet; DownloadAdapterVersion gives the PEFT folder"
-    )
 
 
 def _model(text: str) -> str:

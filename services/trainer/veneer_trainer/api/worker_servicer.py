@@ -16,11 +16,12 @@ from typing import Any, TypeVar
 import grpc
 
 from veneer.trainer.v1 import adapter_pb2, export_pb2, worker_service_pb2, worker_service_pb2_grpc
-from veneer_rpc.errors import NotFound, Unimplemented, Violation, invalid
+from veneer_rpc.errors import NotFound, Violation, invalid
 from veneer_trainer.adapters.received_files import ReceivedFiles
 from veneer_trainer.api.adapter_convert import version_to_proto
 from veneer_trainer.api.changes import WAITING_WORK, Changes, changed
 from veneer_trainer.api.evaluation_convert import metrics_from_proto, sample_from_proto, sample_to_proto
+from veneer_trainer.api.export_convert import export_to_proto
 from veneer_trainer.api.job_convert import (
     checkpoint_to_proto,
     duration,
@@ -40,6 +41,8 @@ from veneer_trainer.domain.adapters import AdapterVersion
 from veneer_trainer.domain.attempts import AttemptKey, Attempts, Ending, Order
 from veneer_trainer.domain.dispatch import Dispatch
 from veneer_trainer.domain.evaluating import Evaluations
+from veneer_trainer.domain.exporting import ExportHeader, Exports
+from veneer_trainer.domain.exports import Export
 from veneer_trainer.domain.work import Work, WorkKind
 from veneer_trainer.domain.workers import Worker, Workers
 from veneer_trainer.ports import (
@@ -83,9 +86,11 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         changes: Changes,
         fillers: Mapping[WorkKind, LeaseFiller],
         evaluations: Evaluations,
+        exports: Exports,
         times: LeaseTimes,
         incoming: Path,
         max_adapter_bytes: int,
+        max_export_bytes: int,
     ) -> None:
         self._dispatch = dispatch
         self._attempts = attempts
@@ -98,6 +103,8 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         self._times = times
         self._incoming = incoming
         self._max_adapter_bytes = max_adapter_bytes
+        self._exports = exports
+        self._max_export_bytes = max_export_bytes
 
     async def AcquireLease(  # noqa: D102  # the contract says it
         self, request: _pb.AcquireLeaseRequest, context: _Context
@@ -224,7 +231,20 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
     async def PublishExport(  # noqa: D102  # the contract says it
         self, requests: AsyncIterator[_pb.PublishExportRequest], context: _Context
     ) -> export_pb2.Export:
-        raise Unimplemented("NO_EXPORTS", "this trainer hands out no exports")
+        header = await _header(requests)
+        key, files = _key(header.attempt), files_from_proto(header.files)
+        await asyncio.to_thread(self._attempts.begin_publishing, key)
+        received = await asyncio.to_thread(ReceivedFiles, self._incoming, files, self._max_export_bytes)
+
+        def publish() -> Export:
+            _, worker = self._attempts.held_by(key)
+            announced = ExportHeader(header.digest, files, header.statement, self._workers.code_version(worker))
+            return self._exports.publish(key, announced, received.check())
+
+        async def store() -> export_pb2.Export:
+            return export_to_proto(await asyncio.to_thread(publish))
+
+        return await _received(requests, received, store)
 
     async def FinishAttempt(  # noqa: D102  # the contract says it
         self, request: _pb.FinishAttemptRequest, context: _Context

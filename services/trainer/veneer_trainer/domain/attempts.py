@@ -165,7 +165,8 @@ class Attempts:
         """Ends the attempt and returns where the work stands then.
 
         Raises:
-            FailedPrecondition: NOT_PUBLISHED: a job cannot succeed before its adapter is published;
+            FailedPrecondition: NOT_PUBLISHED: a job cannot succeed before its adapter is published, an export not
+                before its files are;
                 INCOMPLETE: an evaluation not before its samples are there; WRONG_STATE: no pause or cancel was
                 asked for.
         """
@@ -199,8 +200,12 @@ class Attempts:
                 return State.PAUSED, {}
             case Ending.RELEASED:
                 return after_release(work), {}
-        if work.ref.kind is not WorkKind.TRAINING:
+        if work.ref.kind is WorkKind.EVALUATION:
             self._planner.check_complete(work)
+            return State.SUCCEEDED, {}
+        if work.ref.kind is WorkKind.EXPORT:
+            if not work.outcome:
+                raise FailedPrecondition("NOT_PUBLISHED", f"{work.ref.name} has no files", resource=work.ref.name)
             return State.SUCCEEDED, {}
         job = job_of(work)
         if not job.outcome.adapter_version:

@@ -1,4 +1,4 @@
-"""The worker: a process of its own that trains and evaluates what the trainer hands out.
+"""The worker: a process of its own that trains, evaluates and exports what the trainer hands out.
 
 Two processes. The parent (`__main__`, `keeper`) keeps the lease: it speaks WorkerService, moves checkpoints and
 adapters, runs evaluations, and never imports torch. Its child (`child`) computes training steps, so that neither a busy

@@ -14,10 +14,11 @@ from veneer_processing import ProcessingError
 from veneer_rpc import logs
 from veneer_rpc.errors import VeneerError
 from veneer_rpc.parent import die_with_parent
+from veneer_trainer.worker.exporting.run import export
 from veneer_trainer.worker.loop.calibration import measure
 from veneer_trainer.worker.loop.link import Link
 from veneer_trainer.worker.loop.run import train
-from veneer_trainer.worker.messages import Failed, Measure, Measured
+from veneer_trainer.worker.messages import ExportTask, Failed, Measure, Measured, Task
 from veneer_trainer.worker.refusal import Refused
 from veneer_vlm.errors import RefusedError
 
@@ -32,14 +33,17 @@ def main() -> int:
     logs.configure(sys.argv[2], "json")  # type: ignore[arg-type]  # the worker's own setting
     link = Link(socket.socket(fileno=int(sys.argv[1])))
     try:
-        if isinstance(link.task, Measure):
-            link.send(Measured(measure(link.task).SerializeToString()))
-        else:
-            train(link, link.task)
+        match link.task:
+            case Measure():
+                link.send(Measured(measure(link.task).SerializeToString()))
+            case ExportTask():
+                export(link, link.task)
+            case Task():
+                train(link, link.task)
     except Exception as error:
         failed = failure_of(error)
         if failed.reason == "WORKER_ERROR":
-            _log.exception("training failed")
+            _log.exception("work failed")
         link.send(failed)
     sys.stderr.flush()
     os._exit(0)  # threads that wait for rows do not matter any more
@@ -57,7 +61,7 @@ def failure_of(error: Exception) -> Failed:
         return Failed("PROCESSING_REFUSED", str(error), transient=False)
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in text for words in _OUT_OF_MEMORY):
-        return Failed("OUT_OF_MEMORY", f"a step needs more memory than there is: {text}", transient=False)
+        return Failed("OUT_OF_MEMORY", f"the work needs more memory than there is: {text}", transient=False)
     return Failed("WORKER_ERROR", text, transient=False)
 
 

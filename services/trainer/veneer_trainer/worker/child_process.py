@@ -10,7 +10,7 @@ import sys
 from asyncio import StreamReader, StreamWriter
 from asyncio.subprocess import DEVNULL, Process
 
-from veneer_trainer.worker.messages import Measure, Task, ToChild, ToParent, frame, read_from_child
+from veneer_trainer.worker.messages import ExportTask, Measure, Task, ToChild, ToParent, frame, read_from_child
 
 
 class ChildProcess:
@@ -22,7 +22,7 @@ class ChildProcess:
         self._writer = writer
 
     @classmethod
-    async def start(cls, task: Task | Measure, log_level: str) -> ChildProcess:
+    async def start(cls, task: Task | Measure | ExportTask, log_level: str) -> ChildProcess:
         """Starts a child on a task.
 
         It leads a session of its own, so that a signal to the worker's process group does not end it before it has

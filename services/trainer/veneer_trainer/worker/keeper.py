@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 import structlog
 
-from veneer.trainer.v1 import worker_service_pb2, worker_service_pb2_grpc
+from veneer.trainer.v1 import adapter_service_pb2_grpc, worker_service_pb2, worker_service_pb2_grpc
 from veneer_rpc.errors import NotFound, VeneerError
 from veneer_rpc.names import ModelName
 from veneer_rpc.status import from_rpc_error
@@ -19,6 +19,7 @@ from veneer_trainer.worker.attempt import Abandoned, Attempt, Order, failure
 from veneer_trainer.worker.calibrations import Calibrations
 from veneer_trainer.worker.connections import bearer, open_channel
 from veneer_trainer.worker.evaluation import EvaluationWork
+from veneer_trainer.worker.export import ExportWork
 from veneer_trainer.worker.machine import code_version, worker_info
 from veneer_trainer.worker.settings import WorkerSettings
 from veneer_trainer.worker.training import TrainingWork
@@ -70,6 +71,7 @@ class Keeper:
         self._scratch.mkdir(parents=True)
         channel = open_channel(self._settings.trainer, self._settings.certificates_file)
         service = worker_service_pb2_grpc.WorkerServiceStub(channel)
+        self._adapters = adapter_service_pb2_grpc.AdapterServiceStub(channel)
         print(f"veneer_worker {self._settings.name} ready", flush=True)
         try:
             while (lease := await self._lease(service)) is not None:
@@ -174,6 +176,9 @@ class Keeper:
                     return await work.run()
                 case "evaluation":
                     return await EvaluationWork(self._settings, service, attempt, lease).run()
+                case "export":
+                    work = ExportWork(self._settings, self._digests, service, self._adapters, attempt, lease, folder)
+                    return await work.run()
                 case _:
                     text = f"this worker does not do {kind}"
                     return {"failed": failure("WORK_UNKNOWN", text, transient=True)}

@@ -71,6 +71,36 @@ class Measure(msgspec.Struct, tag=True, frozen=True):
     cache_bytes: int
 
 
+class ExportTask(msgspec.Struct, tag=True, frozen=True):
+    """First to the child: the export, and where everything is.
+
+    Attributes:
+        export: a serialised Export.
+        model_directory: of the base.
+        model_digest: of the base.
+        dataset: address of the dataset service.
+        certificates_file: PEM of whom to trust there; empty for none.
+        delegation: credential for it.
+        folder: the attempt's own.
+        adapter_folder: the version's PEFT folder, with its contract.
+        threads: that it computes with.
+        prompts: that the exported model is checked on.
+        dataset_patience_s: how long a dataset service may be away.
+    """
+
+    export: bytes
+    model_directory: str
+    model_digest: str
+    dataset: str
+    certificates_file: str
+    delegation: str
+    folder: str
+    adapter_folder: str
+    threads: int
+    prompts: int
+    dataset_patience_s: float
+
+
 class Stop(msgspec.Struct, tag=True, frozen=True):
     """To the child: make a checkpoint after the step, and stop."""
 
@@ -118,6 +148,20 @@ class Measured(msgspec.Struct, tag=True, frozen=True):
     calibration: bytes
 
 
+class ShareDone(msgspec.Struct, tag=True, frozen=True):
+    """From the child that exports: how much is done, 0-1."""
+
+    share: float
+
+
+class Exported(msgspec.Struct, tag=True, frozen=True):
+    """From the child, last: the export's folder, its digest, and what was measured, as a JSON object."""
+
+    folder: str
+    digest: str
+    measured: bytes
+
+
 class Failed(msgspec.Struct, tag=True, frozen=True):
     """From the child, last: why it cannot go on."""
 
@@ -126,8 +170,10 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
     transient: bool
 
 
-ToChild: TypeAlias = Task | Measure | Stop | Delegation
-ToParent: TypeAlias = Resolved | Progressed | CheckpointMade | Stopped | Trained | Measured | Failed
+ToChild: TypeAlias = Task | Measure | ExportTask | Stop | Delegation
+ToParent: TypeAlias = (
+    Resolved | Progressed | CheckpointMade | Stopped | Trained | Measured | ShareDone | Exported | Failed
+)
 
 _encode = msgspec.json.Encoder().encode
 _to_child = msgspec.json.Decoder(ToChild)

@@ -15,6 +15,7 @@ from veneer_rpc.settings import Settings, setting
 KINDS = {
     "training": worker_service_pb2.WORK_KIND_TRAINING,
     "evaluation": worker_service_pb2.WORK_KIND_EVALUATION,
+    "export": worker_service_pb2.WORK_KIND_EXPORT,
 }
 
 
@@ -32,7 +33,8 @@ class WorkerSettings(Settings):
     inference: str = setting("Addresses of inference replicas, separated by commas; needed for evaluations.", "")
     certificates_file: Path | None = setting("PEM of whom to trust at other machines; turns TLS on.", None)
     threads: int = setting("Threads that training computes with.", 1, 1, 1024)
-    kinds: str = setting("Kinds of work to take, separated by commas.", "training,evaluation")
+    kinds: str = setting("Kinds of work to take, separated by commas.", "training,evaluation,export")
+    export_prompts: int = setting("Prompts that an export is checked on.", 100, 1, 10_000)
     cache_bytes: int = setting("Most memory for rows, and again for features of pictures.", 2 << 30, 0)
     memory_bytes: int = setting("Memory that work may use; 0 for all of the machine's.", 0, 0)
     feature_disk_bytes: int = setting("Most disk for features of pictures, kept from job to job.", 4 << 30, 0)

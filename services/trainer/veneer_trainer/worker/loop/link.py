@@ -6,7 +6,16 @@ import os
 import socket
 import threading
 
-from veneer_trainer.worker.messages import Delegation, Measure, Stop, Task, ToParent, frame, read_from_parent
+from veneer_trainer.worker.messages import (
+    Delegation,
+    ExportTask,
+    Measure,
+    Stop,
+    Task,
+    ToParent,
+    frame,
+    read_from_parent,
+)
 
 
 class Link:
@@ -20,10 +29,10 @@ class Link:
 
     def __init__(self, connection: socket.socket) -> None:
         task = read_from_parent(connection)
-        if not isinstance(task, Task | Measure):
+        if not isinstance(task, Task | Measure | ExportTask):
             raise ConnectionError("the worker ended before it gave a task")
-        self.task = task
-        self.delegation = task.delegation if isinstance(task, Task) else ""
+        self.task: Task | Measure | ExportTask = task
+        self.delegation = "" if isinstance(task, Measure) else task.delegation
         self.stopping = threading.Event()
         self._connection = connection
         threading.Thread(target=self._listen, name="orders", daemon=True).start()
