@@ -153,7 +153,7 @@ def _placed(grid: Grid, config: VisionConfig) -> tuple[Array, Array, Array]:
     """Where a picture's patches stand: four learned embeddings and their shares, and row and column, by patch."""
     _, rows, columns = grid
     merge, side = config.spatial_merge_size, round(config.num_position_embeddings**0.5)
-    index = np.arange(rows * columns).reshape(rows // merge, merge, columns // merge, merge)
+    index: Array = np.arange(rows * columns).reshape(rows // merge, merge, columns // merge, merge)
     index = index.transpose(0, 2, 1, 3).ravel()
     row, column = index // columns, index % columns
     top, bottom, down = _stretched(rows, side)

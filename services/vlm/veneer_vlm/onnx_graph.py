@@ -198,7 +198,7 @@ def _vision(graph: _Graph, config: VisionConfig) -> None:
     twice = graph.op("Unsqueeze", graph.op("Concat", row, column, row, column, axis=-1), graph.constant([1]))
     cosine, sine = graph.op("Cos", twice), graph.op("Sin", twice)
 
-    levels = []
+    levels: list[str] = []
     for layer in range(config.depth):
         block = f"{TOWER}blocks.{layer}."
         normed = graph.layer_norm(hidden, f"{block}norm1")
@@ -231,7 +231,7 @@ def _decoder(graph: _Graph, config: ModelConfig) -> None:
     """New tokens (B, T) after a past of S to the logits of those that are wanted."""
     text, levels = config.text, len(config.vision.deepstack_visual_indexes)
     groups, width = text.num_key_value_heads, text.head_dim
-    past_shape = [text.num_hidden_layers, "B", groups, "S", width]
+    past_shape: list[int | str] = [text.num_hidden_layers, "B", groups, "S", width]
     ids = graph.input("ids", TensorProto.INT64, ["B", "T"])
     positions = graph.input("positions", TensorProto.INT64, [3, "B", "T"])
     is_visual = graph.input("is_visual", TensorProto.BOOL, ["B", "T", 1])
@@ -247,7 +247,8 @@ def _decoder(graph: _Graph, config: ModelConfig) -> None:
     hidden = graph.op("Where", is_visual, seen[0], embedded)
     cosine, sine = _text_rotation(graph, positions, text)
 
-    keys, values = [], []
+    keys: list[str] = []
+    values: list[str] = []
     for layer in range(text.num_hidden_layers):
         block = f"{DECODER}layers.{layer}."
         normed = graph.rms_norm(hidden, f"{block}input_layernorm", text.rms_norm_eps)
@@ -286,7 +287,7 @@ def _decoder(graph: _Graph, config: ModelConfig) -> None:
     logits = graph.op("Gemm", last, head, transB=1)
     if f"{head}.row" in graph.constants:
         logits = graph.op("Gather", logits, f"{head}.row", axis=1)
-    new_shape = [text.num_hidden_layers, "B", groups, "T", width]
+    new_shape: list[int | str] = [text.num_hidden_layers, "B", groups, "T", width]
     graph.output(logits, "logits", ["N", text.vocab_size])
     graph.output(graph.op("Concat", *keys, axis=0), "keys", new_shape)
     graph.output(graph.op("Concat", *values, axis=0), "values", new_shape)

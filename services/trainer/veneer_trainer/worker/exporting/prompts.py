@@ -38,7 +38,7 @@ class Asked:
 def prompts(link: Link, task: ExportTask, export: export_pb2.Export, processor: Processor) -> list[Asked]:
     """Returns at most as many prompts as the task says; raises Refused where rows cannot be read."""
     if not export.dataset_version:
-        return [*_drawn(task.prompts, processor)]
+        return [*drawn(task.prompts, processor)]
     dataset = Dataset(
         task.dataset,
         Path(task.certificates_file) if task.certificates_file else None,
@@ -63,7 +63,8 @@ def prompts(link: Link, task: ExportTask, export: export_pb2.Export, processor: 
     return asked
 
 
-def _drawn(count: int, processor: Processor) -> Iterator[Asked]:
+def drawn(count: int, processor: Processor) -> Iterator[Asked]:
+    """Yields prompts about drawn numbers, of which no answer is expected."""
     for number in range(count):
         image = Image.new("RGB", (160, 96), "white")
         text = str(number * 7919 % 100_000)

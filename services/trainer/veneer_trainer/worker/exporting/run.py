@@ -53,7 +53,7 @@ def export(link: Link, task: ExportTask) -> None:
     processor = Processor.load(base, task.model_digest).under(contract)
     target = folder / "export"
     bounds = PixelBounds(contract.min_pixels, contract.max_pixels)
-    open_export = _write(form, dtype, base, adapter, bounds, target, task.threads)
+    open_export = write_form(form, dtype, base, adapter, bounds, target, task.threads)
     link.send(ShareDone(_WRITTEN))
 
     asked = prompts(link, task, order, processor)
@@ -103,7 +103,7 @@ def _adapter(folder: Path, base: Path, digest: str) -> tuple[Adapter, Processing
         raise Refused("ADAPTER_UNFIT", str(error)) from error
 
 
-def _write(
+def write_form(
     form: str, dtype: str, base: Path, adapter: Adapter, bounds: PixelBounds, target: Path, threads: int
 ) -> Callable[[], Answering]:
     """Writes the model; returns what opens it again as it was written."""
