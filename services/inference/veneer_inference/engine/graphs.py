@@ -126,7 +126,7 @@ class GraphRunner(Runner):
         for group in groups:
             logits_N_V = self._run([items[number] for number in group])
             counts = [len(items[number].wanted) for number in group]
-            found |= dict(zip(group, logits_N_V.split(counts), strict=True))
+            found |= dict(zip(group, torch.split(logits_N_V, counts), strict=True))
         return torch.cat([found[number] for number in range(len(items))])
 
     def forget(self, adapter: Adapter) -> None:
@@ -150,7 +150,8 @@ class GraphRunner(Runner):
             np.stack([item.ids_T for item in items]),
             np.stack([item.positions_3_T for item in items], axis=1),
             seen,
-            *(self._past(kept, blocks) for kept in (self.cache.key_L_B_C_G_K, self.cache.value_L_B_C_G_K)),
+            self._past(self.cache.key_L_B_C_G_K, blocks),
+            self._past(self.cache.value_L_B_C_G_K, blocks),
             np.array(wanted, np.int64),
             VisualFeatures.joined(visual) if visual else None,
         )

@@ -101,6 +101,7 @@ class GraphAnswering:
 
     def start(self, encoded: Encoded, max_tokens: int) -> Tensor:
         """See Answering."""
+        assert encoded.patches_N_P is not None  # noqa: S101  # prompts are encoded with their patches
         pieces, first = [], 0
         for t, h, w in encoded.grids_n_3.tolist():
             patches_P_X = torch.from_numpy(encoded.patches_N_P[first : first + t * h * w])
