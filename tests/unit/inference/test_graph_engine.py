@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import openvino
 import pytest
 
 from veneer_base.random_weights import SHAPES
@@ -38,10 +39,16 @@ def model() -> VisionLanguageModel:
     return made
 
 
-@pytest.fixture(scope="module")
-def graphs(model: VisionLanguageModel, tmp_path_factory: pytest.TempPathFactory) -> GraphModel:
+@pytest.fixture(scope="module", params=["onnx", "openvino"])
+def graphs(
+    request: pytest.FixtureRequest, model: VisionLanguageModel, tmp_path_factory: pytest.TempPathFactory
+) -> GraphModel:
     folder = tmp_path_factory.mktemp("graphs")
     write(model.config, ((name, slot.clone()) for name, slot in model.slots().items()), "float32", folder)
+    if request.param == "openvino":
+        for stem in ("vision", "decoder"):
+            read = openvino.Core().read_model(folder / f"{stem}.onnx")
+            openvino.save_model(read, folder / f"{stem}.xml", compress_to_fp16=False)
     text, vision = SHAPES["tiny"]["text_config"] | {"vocab_size": VOCABULARY}, SHAPES["tiny"]["vision_config"]
     config = {"model_type": "qwen3_vl", "image_token_id": IMAGE, "tie_word_embeddings": True}
     (folder / "config.json").write_text(json.dumps(config | {"text_config": text, "vision_config": vision}))

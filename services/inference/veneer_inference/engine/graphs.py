@@ -152,7 +152,7 @@ class GraphRunner(Runner):
             seen,
             self._past(self.cache.key_L_B_C_G_K, blocks),
             self._past(self.cache.value_L_B_C_G_K, blocks),
-            np.array(wanted, np.int64),
+            np.array(wanted or [0], np.int64),  # a piece of a prompt wants none: not every runtime takes an empty list
             VisualFeatures.joined(visual) if visual else None,
         )
         places = torch.tensor(
@@ -161,7 +161,7 @@ class GraphRunner(Runner):
         for kept, new in ((self.cache.key_L_B_C_G_K, keys), (self.cache.value_L_B_C_G_K, values)):
             new_L_T_G_K = torch.from_numpy(new).transpose(2, 3).flatten(1, 2)
             kept.flatten(1, 2).index_copy_(1, places, new_L_T_G_K)
-        return logits_N_V
+        return logits_N_V[: len(wanted)]
 
     @staticmethod
     def _past(kept_L_B_C_G_K: Tensor, blocks_n_b: Tensor) -> np.ndarray:
