@@ -44,7 +44,7 @@ class _GraphTower(VisionTower):
         attention = PackedAttention([rows * columns for _, rows, columns in grids], causal=False)
         return _GraphPass(patches_P_X, (patches_P_X, patches_P_X), attention, None, grids=grids)
 
-    def advance(self, vision_pass: VisionPass, layers: int) -> bool:
+    def advance(self, vision_pass: VisionPass, multiplications: float) -> bool:
         """See VisionTower."""
         return True
 

@@ -172,13 +172,15 @@ class Keeper:
             match kind:
                 case "training_job":
                     self._calibrations.want(lease.training_job.spec)
-                    work = TrainingWork(self._settings, self._digests, service, channel, attempt, lease, folder)
-                    return await work.run()
+                    training = TrainingWork(self._settings, self._digests, service, channel, attempt, lease, folder)
+                    return await training.run()
                 case "evaluation":
                     return await EvaluationWork(self._settings, service, attempt, lease).run()
                 case "export":
-                    work = ExportWork(self._settings, self._digests, service, self._adapters, attempt, lease, folder)
-                    return await work.run()
+                    exporting = ExportWork(
+                        self._settings, self._digests, service, self._adapters, attempt, lease, folder
+                    )
+                    return await exporting.run()
                 case _:
                     text = f"this worker does not do {kind}"
                     return {"failed": failure("WORK_UNKNOWN", text, transient=True)}
