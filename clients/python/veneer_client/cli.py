@@ -84,7 +84,7 @@ def build_app(commands: Iterable[EntryPoint]) -> typer.Typer:
     groups: dict[str, typer.Typer] = {}
     for entry in entries:
         group, _, name = entry.name.rpartition(".")
-        if name in names:  # a command that has others below it, such as `eval` and `eval compare`
+        if entry.name in names:  # a command that has others below it, such as `eval` and `eval compare`
             group, name = name, _ITSELF
         parent = app
         if group:

@@ -37,6 +37,12 @@ def test_a_dotted_name_is_a_place_in_the_tree(part: str) -> None:
     assert "Base models" in runner.invoke(app, ["--help"]).stdout
 
 
+def test_a_command_may_have_others_below_it_and_a_namesake_elsewhere(part: str) -> None:
+    app = cli.build_app([entry(name, f"{part}:hello") for name in ("base.eval", "eval", "eval.list")])
+    for words in (["base", "eval"], ["eval"], ["eval", "list"]):
+        assert runner.invoke(app, [*words, "a"]).stdout == "hello a\n", words
+
+
 def test_a_package_that_cannot_be_imported_names_its_extra(part: str) -> None:
     app = cli.build_app([entry("base.hello", f"{part}:hello"), entry("base.verify", "veneer_broken:verify")])
     assert "Not installed" in runner.invoke(app, ["base", "--help"]).stdout

@@ -19,9 +19,15 @@ ENTRIES = {name: EntryPoint(name, at, cli.COMMANDS) for name, at in PROJECT["ent
 WIDE = {"COLUMNS": "200", "TERMINAL_WIDTH": "200"}
 
 
+@pytest.fixture(scope="module")
+def app() -> typer.Typer:
+    """The command line as it is with everything installed."""
+    return cli.build_app(ENTRIES.values())
+
+
 @pytest.mark.parametrize("name", ENTRIES)
-def test_help_has_an_example_that_can_be_typed_and_json(name: str) -> None:
-    app, words = cli.build_app([ENTRIES[name]]), name.split(".")
+def test_help_has_an_example_that_can_be_typed_and_json(app: typer.Typer, name: str) -> None:
+    words = name.split(".")
     shown = CliRunner().invoke(app, [*words, "--help"], env=WIDE).output
     examples = re.findall(rf"^ *(veneer {' '.join(words)}(?: .*|))$", shown.partition("Example:")[2], re.MULTILINE)
     assert examples, shown
@@ -29,6 +35,7 @@ def test_help_has_an_example_that_can_be_typed_and_json(name: str) -> None:
     command: Any = typer.main.get_command(app)
     for word in words:
         command = command.commands[word]
+    command = getattr(command, "commands", {}).get(cli._ITSELF, command)
     known = {flag for parameter in command.params for flag in parameter.opts}
     assert "--json" in known
     for example in examples:
@@ -43,4 +50,4 @@ def test_every_option_is_explained(name: str) -> None:
 
 
 def test_every_group_is_explained() -> None:
-    assert {name.partition(".")[0] for name in ENTRIES if "." in name} == set(cli.GROUPS)
+    assert {name.partition(".")[0] for name in ENTRIES if "." in name} <= set(cli.GROUPS)

@@ -98,8 +98,8 @@ def _asked(text: str) -> Asked:
 
 def _prompt(prompt: inference_pb2.Prompt, found: Violations) -> PromptDraft:
     pictures = sum(part.HasField("picture") for message in prompt.messages for part in message.parts)
-    _refuse_more("messages", len(prompt.messages), MAX_MESSAGES)
-    _refuse_more("pictures", pictures, MAX_PICTURES)
+    _refuse_more("TOO_MANY_MESSAGES", len(prompt.messages), MAX_MESSAGES)
+    _refuse_more("TOO_MANY_PICTURES", pictures, MAX_PICTURES)
     if not prompt.messages:
         found.add("prompt.messages", "MISSING", "must hold a message")
     if prompt.max_pixels < 0:
@@ -163,7 +163,7 @@ def _check_last(prompt: inference_pb2.Prompt, role: Role, found: Violations) -> 
 
 
 def _draw(params: inference_pb2.SamplingParams, context_length: int, found: Violations) -> Draw:
-    _refuse_more("stop texts", len(params.stop), MAX_STOPS)
+    _refuse_more("TOO_MANY_STOP_TEXTS", len(params.stop), MAX_STOPS)
     max_tokens = params.max_tokens if params.HasField("max_tokens") else None
     temperature = params.temperature if params.HasField("temperature") else 0.0
     top_p = params.top_p if params.HasField("top_p") else 1.0
@@ -199,7 +199,7 @@ def _check_range(field: str, value: float, least: float, most: float, found: Vio
         found.add(field, "OUT_OF_RANGE", f"must be {limits}, was {value}")
 
 
-def _refuse_more(what: str, count: int, most: int) -> None:
+def _refuse_more(reason: str, count: int, most: int) -> None:
     if count > most:
-        reason = f"TOO_MANY_{what.upper().replace(' ', '_')}"
+        what = reason.removeprefix("TOO_MANY_").lower().replace("_", " ")
         raise ResourceExhausted(reason, f"at most {most} {what} in a request, there are {count}")
