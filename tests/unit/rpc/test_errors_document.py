@@ -71,9 +71,15 @@ def told() -> tuple[dict[str, Reasons], list[tuple[str, str]]]:
 
 
 def test_every_reason_is_told_and_no_other() -> None:
-    shown, rows = told()
-    for chapter, reasons in given().items():
-        assert shown[chapter] == dict(reasons), f"mend the table `{chapter}` of {DOCUMENT.name}"
+    (shown, rows), found = told(), given()
+    wrong = [
+        f"{chapter}: {reason} is {sorted(shown[chapter].get(reason, ['not told']))}, must be {sorted(statuses)}"
+        for chapter, reasons in found.items()
+        for reason, statuses in reasons.items()
+        if shown[chapter].get(reason) != statuses
+    ]
+    wrong += [f"{chapter}: {reason} is given nowhere" for chapter, reason in rows if reason not in found[chapter]]
+    assert not wrong, "mend docs/errors.md:\n" + "\n".join(wrong)
     assert len(rows) == len(set(rows))
     for chapter in (CALLS, FIELDS, FAILURES):
         reasons = [reason for its, reason in rows if its == chapter]
