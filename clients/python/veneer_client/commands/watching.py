@@ -49,7 +49,7 @@ def watch_job(client: Client, name: str, json: bool) -> TrainingJob:
 
 def watch_evaluation(client: Client, name: str, json: bool) -> Evaluation:
     """Shows an evaluation until it has ended, and returns its last snapshot."""
-    with leaving(f"{name} goes on"):
+    with leaving(f"{name} goes on. `veneer eval list` shows it"):
         return _show(client.evaluations.watch(name), _evaluation_bar, evaluation_line, json)
 
 
