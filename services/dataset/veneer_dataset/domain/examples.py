@@ -1,5 +1,6 @@
 """Reading a version's rows in an order, from any place, with pictures in the wanted form."""
 
+import itertools
 from array import array
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ from veneer_digests import epoch_order
 from veneer_rpc.errors import DataLoss, NotFound, OutOfRange
 
 _ROWS_AT_ONCE = 256
-_PICTURE_ROWS_AT_ONCE = 16  # at first; then by their sizes
-_BYTES_AT_ONCE = 16 * 1024 * 1024
+_RESIZED_AT_ONCE = 16
+_RESIZED_BYTES_AT_ONCE = 16 * 1024 * 1024
+_BYTES_AT_ONCE = 1024 * 1024  # small enough to stay in a core's cache from the disk to the wire
 
 _decode = msgspec.json.Decoder().decode
 
@@ -88,8 +90,8 @@ class Examples:
         self._blobs = blobs
         self._resizer = resizer
 
-    def read(self, tenant: str, stored: StoredVersion, wanted: Wanted) -> Generator[list[Example]]:
-        """Yields examples in the wanted order, some at a time: about 16 MiB with their pictures.
+    def read(self, tenant: str, stored: StoredVersion, wanted: Wanted) -> Generator[list[Example], None, None]:
+        """Yields examples in the wanted order, some at a time: about 1 MiB with their pictures.
 
         Raises:
             NotFound: the version has no such split, or was deleted.
@@ -115,41 +117,38 @@ class Examples:
             if len(rows) < len(some):
                 raise NotFound("VERSION_NOT_FOUND", "the version was deleted while it was read")
             bare = [_decode(rows[start + position]) for position in some]
-            pictures = self._pictures(tenant, bare, wanted)
-            yield [
-                Example(at + number, digests.packed(position), row, its_pictures)
-                for number, (position, row, its_pictures) in enumerate(zip(some, bare, pictures, strict=False))
-            ]
-            at += len(pictures)
-            if wanted.form is PictureForm.ORIGINAL:
-                rows_at_once = min(2 * len(pictures), _ROWS_AT_ONCE)
+            examples: list[Example] = []
+            size_bytes = 0
+            for position, row, pictures in zip(some, bare, self._pictures(tenant, bare, wanted), strict=True):
+                examples.append(Example(at, digests.packed(position), row, pictures))
+                at += 1
+                size_bytes += sum(each.nbytes if isinstance(each, np.ndarray) else len(each) for each in pictures)
+                if size_bytes >= _BYTES_AT_ONCE:
+                    yield examples
+                    examples, size_bytes = [], 0
+            if examples:
+                yield examples
 
     def _pictures(
         self, tenant: str, rows: Sequence[dict[str, Any]], wanted: Wanted
-    ) -> list[Sequence[bytes | NDArray[np.uint8]]]:
-        """Pictures of each row, of as many rows as may be held at once: one at least."""
+    ) -> Iterator[Sequence[bytes | NDArray[np.uint8]]]:
+        """Pictures of each row; those as uploaded are read when it is their turn."""
         digests = [list(picture_digests(row)) for row in rows]
+        each = [digest for its_digests in digests for digest in its_digests]
         if wanted.form is PictureForm.DIGEST:
-            return [[] for _ in rows]
-        if wanted.counting is not None and wanted.form is PictureForm.RESIZED:
-            each = [digest for its_digests in digests for digest in its_digests]
+            yield from itertools.repeat((), len(rows))
+        elif wanted.counting is not None and wanted.form is PictureForm.RESIZED:
             resized = iter(
                 self._resizer.resized(tenant, each, wanted.counting.processor.pixels, wanted.counting.contract_digest)
             )
-            return [[next(resized) for _ in its_digests] for its_digests in digests]
-        pictures: list[Sequence[bytes | NDArray[np.uint8]]] = []
-        size_bytes = 0
-        blob_by_digest = self._blobs.known(tenant, list({each for its_digests in digests for each in its_digests}))
-        for its_digests in digests:
-            gone = next((each for each in its_digests if each not in blob_by_digest), None)
-            if gone is not None:
+            for its_digests in digests:
+                yield [next(resized) for _ in its_digests]
+        else:
+            blobs = self._blobs.known(tenant, list(set(each)))
+            if gone := next((digest for digest in each if digest not in blobs), None):
                 raise DataLoss("BLOB_LOST", f"blob {gone} is gone, though the version names it")
-            blobs = [blob_by_digest[each] for each in its_digests]
-            size_bytes += sum(blob.size_bytes for blob in blobs)
-            if pictures and size_bytes > _BYTES_AT_ONCE:
-                break
-            pictures.append([b"".join(self._blobs.read(blob)) for blob in blobs])
-        return pictures
+            for its_digests in digests:
+                yield [b"".join(self._blobs.read(blobs[digest])) for digest in its_digests]
 
 
 def picture_digests(row: dict[str, Any]) -> Iterator[str]:
@@ -161,9 +160,7 @@ def picture_digests(row: dict[str, Any]) -> Iterator[str]:
 
 
 def _rows_at_once(wanted: Wanted) -> int:
-    if wanted.form is PictureForm.DIGEST:
-        return _ROWS_AT_ONCE
     if wanted.counting is None:
-        return _PICTURE_ROWS_AT_ONCE
+        return _ROWS_AT_ONCE
     picture_bytes = 3 * wanted.counting.processor.pixels.bounds.max_pixels
-    return max(1, min(_PICTURE_ROWS_AT_ONCE, _BYTES_AT_ONCE // picture_bytes))
+    return max(1, min(_RESIZED_AT_ONCE, _RESIZED_BYTES_AT_ONCE // picture_bytes))

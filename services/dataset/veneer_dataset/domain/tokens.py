@@ -68,12 +68,14 @@ def conversation_of(row: dict[str, Any], size_of: PictureSize) -> Conversation:
     """A canonical row as processing reads it, its pictures by their size alone."""
     return Conversation(
         tuple(
-            Message(
-                message["role"],
-                tuple(_part(part, size_of) for part in message["content"]),
-                "weight" not in message,
-            )
-            for message in row["messages"]
+            [
+                Message(
+                    message["role"],
+                    tuple([_part(part, size_of) for part in message["content"]]),
+                    "weight" not in message,
+                )
+                for message in row["messages"]
+            ]
         )
     )
 
