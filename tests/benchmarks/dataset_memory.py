@@ -18,13 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+import sqlalchemy as sa
 
 from veneer.dataset.v1 import dataset_service_pb2 as pb
 from veneer.dataset.v1.dataset_service_pb2_grpc import DatasetServiceStub
-from veneer_dataset.adapters.sql.blobs import SqlBlobs
-from veneer_dataset.adapters.sql.database import Database
+from veneer_dataset.adapters.sql.database import Database, now_us
 from veneer_dataset.adapters.sql.facts import SqlFacts
-from veneer_dataset.domain.blobs import Blob
 from veneer_dataset.domain.pictures import PictureFacts
 from veneer_rpc.tokens import add_token
 
@@ -98,12 +97,22 @@ def _sparse(data: Path, pictures: list[str], size_bytes: int) -> None:
     """Says that a tenant has these blobs, and that they are fine pictures; nobody opens one here."""
     data.mkdir()
     database = Database(f"sqlite:///{data / 'metadata.sqlite'}")
-    index, facts = SqlBlobs(database), SqlFacts(database)
+    facts, blobs = SqlFacts(database), database.table("blobs")
     for start in range(0, len(pictures), _AT_ONCE):
         some = pictures[start : start + _AT_ONCE]
-        blobs = [Blob(_TENANT, digest, size_bytes, f"{_TENANT}/{digest[:2]}/{digest}-0") for digest in some]
-        index.add(_TENANT, blobs)
-        facts.add(_TENANT, {digest: PictureFacts(640, 480, int(digest[:16], 16)) for digest in some})
+        with database.write() as connection:  # SqlBlobs would look at each by itself
+            rows = [
+                {
+                    "tenant": _TENANT,
+                    "digest": digest,
+                    "size_bytes": size_bytes,
+                    "location": f"{_TENANT}/{digest[:2]}/{digest}-0",
+                    "asked_us": now_us(),
+                }
+                for digest in some
+            ]
+            connection.execute(sa.insert(blobs), rows)
+            facts.add(_TENANT, {digest: PictureFacts(640, 480, int(digest[:16], 16)) for digest in some})
     database.close()
 
 
