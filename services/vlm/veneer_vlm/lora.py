@@ -7,17 +7,19 @@ business.
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import math
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from veneer_vlm.config import ModelConfig
 from veneer_vlm.layout import target_linears
+from veneer_vlm.lora_update import Update, updated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +124,13 @@ class DropoutKey:
     def keep(self, name: str, like: Tensor, share: float) -> Tensor:
         """Which values of `like` stay when a `share` drops out: a function of key, name and shape alone."""
         digest = hashlib.sha256(f"{self.seed}/{self.step}/{name}".encode()).digest()
-        generator = torch.Generator(like.device).manual_seed(int.from_bytes(digest[:8], "big", signed=True))
-        return torch.rand(like.shape, generator=generator, device=like.device) >= share
+        if like.device.type != "cpu":
+            generator = torch.Generator(like.device).manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+            return torch.rand(like.shape, generator=generator, device=like.device) >= share
+        # Sixteen bits a value, from a generator that NumPy promises to keep: a tenth of the time of torch.rand.
+        raw = np.random.SFC64(int.from_bytes(digest, "big")).random_raw(-(-like.numel() // 4))
+        drawn = raw.view(np.uint16)[: like.numel()].reshape(like.shape)
+        return torch.from_numpy(drawn >= round(share * 65536))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,14 +142,16 @@ class Segment:
     stop: int
     dropout: DropoutKey | None = None
 
-    def low_rank(self, name: str, input_T_I: Tensor) -> Tensor:
-        """The update s B A dropout(x) of this segment's tokens for one linear."""
-        pair, config = self.adapter.pairs[name], self.adapter.config
-        scale = config.scale
+    def wear(self, names: Sequence[str], input_T_I: Tensor, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The outputs of linears, all adapted, over this segment's tokens, with s B A dropout(x) added to each."""
+        config = self.adapter.config
+        pairs = [self.adapter.pairs[name] for name in names]
+        update = Update(config.scale)
         if self.dropout is not None and config.lora_dropout > 0:
-            input_T_I = input_T_I * self.dropout.keep(name, input_T_I, config.lora_dropout)
-            scale /= 1 - config.lora_dropout
-        return F.linear(scale * F.linear(input_T_I, pair.a_R_I), pair.b_O_R)
+            share = config.lora_dropout
+            keep = [functools.partial(self.dropout.keep, name, share=share) for name in names]
+            update = Update(config.scale / (1 - share), keep)
+        return updated(update, input_T_I, outputs, [pair.a_R_I for pair in pairs], [pair.b_O_R for pair in pairs])
 
 
 class AdapterBatch:
@@ -171,20 +180,39 @@ class AdapterBatch:
 
     def add(self, names: Sequence[str], input_T_I: Tensor, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """See `veneer_vlm.linear.Adapters`."""
-        pieces: list[list[Tensor]] = [[] for _ in names]
-        done = [0] * len(names)
+        wearing = [segment for segment in self.segments if segment.start < segment.stop]
+        if len(wearing) == 1 and wearing[0].stop - wearing[0].start == len(input_T_I):
+            return self._worn(wearing[0], names, input_T_I, outputs)
+        stretches, sizes = self._stretches(len(input_T_I))
+        # Split and joined, not sliced: a slice's gradient is a tensor of zeros as large as the whole.
+        inputs = torch.split(input_T_I, sizes)
+        parts = [torch.split(output, sizes) for output in outputs]
+        pieces = [
+            pieces if segment is None else self._worn(segment, names, here, pieces)
+            for segment, here, *pieces in zip(stretches, inputs, *parts, strict=True)
+        ]
+        return [torch.cat(part) for part in zip(*pieces, strict=True)]
+
+    def _stretches(self, tokens: int) -> tuple[list[Segment | None], list[int]]:
+        """The segments with what lies between them, and the tokens of each."""
+        stretches: list[Segment | None] = []
+        sizes: list[int] = []
+        done = 0
         for segment in self.segments:
-            worn = [part for part, name in enumerate(names) if name in segment.adapter.pairs]
-            if not worn:
-                continue
-            here = slice(segment.start, segment.stop)
-            input_here = input_T_I[here].to(segment.adapter.pairs[names[worn[0]]].a_R_I.dtype)
-            for part in worn:
-                output = outputs[part][here]
-                updated = (output + segment.low_rank(names[part], input_here)).to(output.dtype)
-                pieces[part] += [outputs[part][done[part] : segment.start], updated]
-                done[part] = segment.stop
-        return [_joined([*before, output[end:]]) for before, output, end in zip(pieces, outputs, done, strict=True)]
+            stretches += [None, segment]
+            sizes += [segment.start - done, segment.stop - segment.start]
+            done = segment.stop
+        return [*stretches, None], [*sizes, tokens - done]
+
+    def _worn(
+        self, segment: Segment, names: Sequence[str], input_T_I: Tensor, outputs: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        worn = [part for part, name in enumerate(names) if name in segment.adapter.pairs]
+        if not worn:
+            return outputs
+        added = segment.wear([names[part] for part in worn], input_T_I, [outputs[part] for part in worn])
+        changed = dict(zip(worn, added, strict=True))
+        return [changed.get(part, output) for part, output in enumerate(outputs)]
 
     def merged(self, size: int) -> "AdapterBatch":
         """See `veneer_vlm.linear.Adapters`."""
@@ -205,9 +233,3 @@ class AdapterBatch:
                 if first < last
             ]
         )
-
-
-def _joined(pieces: Sequence[Tensor]) -> Tensor:
-    """Pieces along T, without a copy where there is but one."""
-    filled = [piece for piece in pieces if len(piece)] or pieces[-1:]
-    return filled[0] if len(filled) == 1 else torch.cat(list(filled))

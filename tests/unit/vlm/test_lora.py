@@ -15,6 +15,8 @@ from veneer_vlm.lora import Adapter, AdapterBatch, AdapterConfig, DropoutKey, Lo
 from veneer_vlm.loss import token_losses
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tests.unit.vlm.conftest import Row, Toy
 
 # peft 0.21 reads an attribute that transformers 5.23 deprecates.
@@ -198,10 +200,10 @@ def test_dropout_keeps_the_expectation(toy: Toy) -> None:
     adapter = filled(toy, config, seed=5)
     name = next(iter(adapter.pairs))
     input_T_I = torch.randn(6, 64)
-    plain = Segment(adapter, 0, 6).low_rank(name, input_T_I)
-    mean = torch.stack(
-        [Segment(adapter, 0, 6, DropoutKey(0, step)).low_rank(name, input_T_I) for step in range(3000)]
-    ).mean(0)
+    nothing = torch.zeros(6, len(adapter.pairs[name].b_O_R))
+    (plain,) = Segment(adapter, 0, 6).wear([name], input_T_I, [nothing])
+    worn = [Segment(adapter, 0, 6, DropoutKey(0, step)).wear([name], input_T_I, [nothing])[0] for step in range(3000)]
+    mean = torch.stack(worn).mean(0)
     assert_close(mean, plain, rtol=0, atol=0.12 * float(plain.abs().max()))
 
 
@@ -215,6 +217,63 @@ def test_a_jobs_dropout_is_the_same_in_company(toy: Toy, rows: list[Row]) -> Non
         AdapterBatch([Segment(other, 0, m, DropoutKey(8, 0)), Segment(adapter, m, m + n, DropoutKey(7, 3))]),
     )
     assert_close(together, alone, **EXACT)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_by_hand_are_autograds(dtype: torch.dtype, dropout: float) -> None:
+    """Three linears on one input, one of them as wide as a row is long, against the formula in autograd."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    config = AdapterConfig(r=3, lora_alpha=5, lora_dropout=dropout)
+    sizes = {"a": 4, "b": 8, "c": 5}
+    adapter = Adapter(config, {name: LowRankPair(drawn(3, 8), drawn(size, 3)) for name, size in sizes.items()})
+    x, outputs = drawn(7, 8).to(dtype), [drawn(7, size).to(dtype) for size in sizes.values()]
+    weights = [drawn(7, size) for size in sizes.values()]
+    key = DropoutKey(1, 2)
+    leaves = [x, *outputs, *(tensor for _, tensor in adapter.tensors())]
+    for leaf in leaves:
+        leaf.requires_grad_()
+
+    def gradients(results: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        loss = sum((result.float() * weight).sum() for result, weight in zip(results, weights, strict=True))
+        return torch.autograd.grad(loss, leaves)
+
+    plain = []
+    for name, output in zip("abc", outputs, strict=True):
+        pair, kept = adapter.pairs[name], x.float()
+        if dropout:
+            kept = kept * key.keep(name, kept, dropout) / (1 - dropout)
+        plain.append((output + 5 / 3 * kept @ pair.a_R_I.T @ pair.b_O_R.T).to(dtype))
+    worn = AdapterBatch.uniform(adapter, 7, key).add("abc", x, outputs)
+    limits = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    assert_close(list(worn), plain, **limits)
+    for ours, theirs in zip(gradients(worn), gradients(plain), strict=True):
+        assert ours.dtype == theirs.dtype
+        assert_close(ours, theirs, **limits)
+
+
+def test_little_is_kept_for_the_backward_pass() -> None:
+    """The input once, in its own dtype, and products of the rank's width: neither masks nor copies."""
+    config = AdapterConfig(r=2, lora_dropout=0.5)
+    adapter = Adapter(config, {name: LowRankPair(torch.ones(2, 64), torch.ones(64, 2)) for name in "abc"})
+    for _, tensor in adapter.tensors():
+        tensor.requires_grad_()
+    x, outputs = torch.ones(10, 64).bfloat16(), [torch.ones(10, 64).bfloat16() for _ in "abc"]
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        worn = AdapterBatch.uniform(adapter, 10, DropoutKey(1, 2)).add("abc", x, outputs)
+    factors = sum(tensor.nbytes for _, tensor in adapter.tensors())
+    assert worn[0].requires_grad
+    assert sum(kept.values()) - factors == x.nbytes + 3 * 10 * 2 * 4
 
 
 @given(st.lists(st.integers(0, 30), min_size=2, max_size=8))
