@@ -48,7 +48,7 @@ def test_an_idle_worker_measures_and_jobs_come_with_their_estimate(cluster: Clus
     assert created.estimate == told
     ended = cluster.ended(created.name)
     assert ended.adapter_version, ended.failure
-    # A wide bound, for tests share the machine; the benchmark `estimates.py` measures the error.
+    # A wide bound: a test shares its machine, and says nothing of the error on a quiet one.
     assert 0.5 < told.peak_memory_bytes / ended.progress.peak_memory_bytes < 2
     worker.close()
 
