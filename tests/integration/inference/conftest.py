@@ -19,6 +19,7 @@ import grpc
 import numpy as np
 import pytest
 import torch
+from google.rpc import error_details_pb2, status_pb2
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -443,6 +444,22 @@ class KitOf:
         self.channels.append(channel)
         return InferenceServiceStub(channel)
 
+    @staticmethod
+    def details(error: grpc.aio.AioRpcError) -> dict[str, Any]:
+        """The details of an error, by kind."""
+        status = status_pb2.Status()
+        status.ParseFromString(dict(error.trailing_metadata() or ())["grpc-status-details-bin"])
+        found = {}
+        for each in status.details:
+            kind = each.type_url.rpartition(".")[2]
+            found[kind] = getattr(error_details_pb2, kind)()
+            each.Unpack(found[kind])
+        return found
+
+    def retry_s(self, error: grpc.aio.AioRpcError) -> float:
+        """When a refused request may come again."""
+        return float(self.details(error)["RetryInfo"].retry_delay.ToMilliseconds()) / 1000
+
     def registry_message(self) -> registry_pb.WatchAdaptersResponse:
         """What a stream that lags would say of the registry as it is now, a revision ago."""
         message = registry_pb.WatchAdaptersResponse(revision=self.registry.revision)
@@ -505,6 +522,7 @@ class Process:
         self.replica = replica
         self.bind = bind
         self.address = ""
+        self.flags: dict[str, Any] = {}  # beside the usual ones
         self.process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
@@ -514,7 +532,7 @@ class Process:
             "replica": self.replica, "models": f"tiny={self.kit.base}", "trainer": self.kit.registry.address,
             "trainer-token-file": self.kit.tmp / "replica.token", "dataset": self.kit.datasets.address,
             "delegation-public-key-file": self.kit.tmp / "public.pem", "threads": 1, "report-s": 0.1,
-            "die-with-parent": "true", "grace-s": 20,
+            "die-with-parent": "true", "grace-s": 20, **self.flags,
         }  # fmt: skip
         self.process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "veneer_inference",

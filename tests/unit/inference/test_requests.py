@@ -8,9 +8,9 @@ import pytest
 
 from veneer.dataset.v1.conversation_pb2 import Message, Part, Picture, ResizedPicture, Role
 from veneer.inference.v1.inference_pb2 import Prompt, SamplingParams
-from veneer.inference.v1.inference_service_pb2 import GenerateRequest, ScoreRequest
+from veneer.inference.v1.inference_service_pb2 import GenerateRequest, ScoreRequest, StreamGenerateRequest
 from veneer_inference.api import requests
-from veneer_rpc.errors import InvalidArgument, ResourceExhausted
+from veneer_rpc.errors import InvalidArgument, PermissionDenied, ResourceExhausted
 from veneer_rpc.names import AdapterAliasName, AdapterName, AdapterVersionName, ModelName
 
 CONTEXT = 4096
@@ -84,7 +84,6 @@ WRONG = [
     ("prompt.messages[0].parts[0].picture.data", request(picture(data=b""))),
     ("prompt.messages[0].parts[0].picture.data", request(picture(data=bytes((3 << 20) + 1)))),
     ("prompt.messages[0].parts[0].picture.blob", request(picture(blob="AB" * 32))),
-    ("prompt.messages[0].parts[0].picture.blob", request(picture(blob="http://example.com/a.png"))),
     ("prompt.messages[0].parts[0].picture.resized", request(picture(resized=ResizedPicture(blob="ab" * 32)))),
     ("sampling.max_tokens", request(max_tokens=0)),
     ("sampling.max_tokens", request(max_tokens=-1)),
@@ -139,6 +138,26 @@ def test_far_too_many_are_refused_before_anything_is_read(reason: str, wrong: Ge
     with pytest.raises(ResourceExhausted) as caught:
         requests.question(wrong, CONTEXT)
     assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    "url", ["http://example.com/a.png", "HTTPS://169.254.169.254/", "file:///etc/passwd", "data:image/png;base64,AA=="]
+)
+def test_nothing_is_fetched_from_a_url(url: str) -> None:
+    with pytest.raises(PermissionDenied) as caught:
+        requests.question(request(picture(blob=url)), CONTEXT)
+    assert caught.value.reason == "PICTURE_BY_URL"
+
+
+def test_a_request_has_no_place_for_a_template_of_its_own() -> None:
+    seen, left = set(), [GenerateRequest.DESCRIPTOR, StreamGenerateRequest.DESCRIPTOR, ScoreRequest.DESCRIPTOR]
+    while left:
+        message = left.pop()
+        if message.full_name not in seen:
+            seen.add(message.full_name)
+            left += [each.message_type for each in message.fields if each.message_type is not None]
+            assert not [each.name for each in message.fields if "template" in each.name or "url" in each.name]
+    assert len(seen) > 5
 
 
 def test_what_is_scored_ends_with_an_answer_that_counts() -> None:

@@ -11,7 +11,7 @@ from veneer.inference.v1 import inference_pb2
 from veneer_inference.domain.question import Asked, Draw, MessageDraft, PictureRef, PromptDraft, Question
 from veneer_inference.domain.registry import AdapterRef
 from veneer_processing import Role
-from veneer_rpc.errors import ResourceExhausted, Violations, violations
+from veneer_rpc.errors import PermissionDenied, ResourceExhausted, Violations, violations
 from veneer_rpc.names import AdapterAliasName, AdapterName, AdapterVersionName, ModelName, ResourceName, parse_one_of
 
 MAX_MESSAGES = 1024
@@ -27,6 +27,7 @@ MAX_ROUTING_KEY_BYTES = 256
 MAX_TEMPERATURE = 2.0
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*:")
 _ROLES: dict[int, Role] = {
     conversation_pb2.ROLE_SYSTEM: "system",
     conversation_pb2.ROLE_USER: "user",
@@ -49,6 +50,7 @@ def question(request: _Asking, context_length: int) -> tuple[Question, Draw]:
 
     Raises:
         InvalidArgument: with every wrong field.
+        PermissionDenied: a picture by URL.
         ResourceExhausted: more pictures, messages or stop texts than are taken at all.
     """
     with violations() as found:
@@ -141,6 +143,8 @@ def _picture(picture: conversation_pb2.Picture, place: str, found: Violations) -
                 )  # fmt: skip
             return PictureRef(f"{place}.data", data=picture.data)
         case "blob":
+            if _URL.match(picture.blob):
+                raise PermissionDenied("PICTURE_BY_URL", f"{place}.blob: nothing is fetched from a URL: send the bytes")
             if not _DIGEST.fullmatch(picture.blob):
                 found.add(
                     f"{place}.blob", "INVALID_DIGEST", f"must be 64 lower-case hex digits, was {picture.blob[:80]!r}"
