@@ -85,6 +85,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
+@pytest.mark.timeout(300)
 async def test_hostile_adapters_are_refused_by_name_and_the_process_lives(kit: Any) -> None:
     kit.train(1)
     good = kit.registry.versions["acme", "adapters/digits/versions/1"]
