@@ -89,7 +89,7 @@ def test_two_evaluations_are_compared_and_chance_is_told(trained: Veneer, cluste
         assert (exact["only_before"], exact["only_after"], exact["test"]) == (1, 16, "McNemar")
         assert exact["p_value"] == pytest.approx(2 * 18 / 2**17)
         assert 0 < exact["low"] < exact["difference"] < exact["high"] < 1
-        assert (cer["test"], cer["verdict"], found["rows"]) == ("paired bootstrap", "better", ROWS)
+        assert (cer["test"], cer["verdict"], found["rows"]) == ("paired randomisation", "better", ROWS)
         assert cer["difference"] < 0
     out = trained("eval", "compare", "digits@4", "digits@3").out
     assert "worse" in out
