@@ -15,6 +15,7 @@ FOLLOWS_WITHIN_S = 5.0
 
 
 @pytest.mark.e2e_long
+@pytest.mark.timeout(600)
 def test_the_last_replica_follows_a_rollback_by_hand_or_by_policy_within_5_s(pair: Any, folder: Path) -> None:
     client: Client = pair.client
     client.datasets.push(folder, "digits")
