@@ -17,6 +17,7 @@ from veneer_rpc.parent import die_with_parent
 from veneer_rpc.server import BindError, Server
 from veneer_rpc.settings import SettingsError, load
 from veneer_rpc.tokens import TokenFile, TokenFileError
+from veneer_trainer.adapters.metrics_page import metrics_page
 from veneer_trainer.assembly import ROLES, SERVICES, assemble
 from veneer_trainer.settings import TrainerSettings
 
@@ -28,7 +29,7 @@ async def serve(settings: TrainerSettings) -> None:
     """Runs the trainer until SIGTERM or SIGINT.
 
     Raises:
-        BindError: the address cannot be listened on.
+        BindError: the address, or the port for metrics, cannot be listened on.
     """
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(_THREADS, "work"))
@@ -40,7 +41,8 @@ async def serve(settings: TrainerSettings) -> None:
         server.health.set_serving(service, True)
     print(f"veneer_trainer listening on {address}", flush=True)
     try:
-        await server.run()
+        with metrics_page(parts.metrics, settings.metrics_port):
+            await server.run()
     finally:
         for task in rounds:
             task.cancel()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from prometheus_client import CollectorRegistry
 
 from veneer.trainer.v1 import (
     adapter_service_pb2_grpc,
@@ -35,6 +36,7 @@ from veneer_trainer.adapters.delegation import LIFETIME_S, SignedDelegations
 from veneer_trainer.adapters.event_files import EventFiles
 from veneer_trainer.adapters.history import FileHistory
 from veneer_trainer.adapters.memory_queue import MemoryQueue
+from veneer_trainer.adapters.metrics import CountedHistory, WorkCollector
 from veneer_trainer.adapters.model_directories import ModelDirectories
 from veneer_trainer.adapters.received_files import remove_incoming
 from veneer_trainer.adapters.redis_queue import RedisQueue
@@ -89,6 +91,7 @@ class Parts:
     channel: grpc.aio.Channel
     database: Database
     history: FileHistory
+    metrics: CollectorRegistry
 
     async def close(self) -> None:
         """Closes what is open."""
@@ -104,7 +107,8 @@ def assemble(settings: TrainerSettings, loop: asyncio.AbstractEventLoop) -> Part
         ProcessingError, DigestError, OSError: a base cannot be read.
     """
     settings.data.mkdir(parents=True, exist_ok=True)
-    changes, history = Changes(loop), FileHistory(settings.history_file, "trainer")
+    changes, file, metrics = Changes(loop), FileHistory(settings.history_file, "trainer"), CollectorRegistry()
+    history = CountedHistory(file, metrics)
     database = Database(settings.data / "trainer.db", _SCHEMAS)
     store = work_store.SqlWorkStore(database, changes.notify)
     registry = registry_store.SqlRegistry(database, lambda: changes.notify(REGISTRY))
@@ -122,6 +126,7 @@ def assemble(settings: TrainerSettings, loop: asyncio.AbstractEventLoop) -> Part
     datasets = DatasetClient(channel, delegations.for_trainer, loop)
     catalog = ModelDirectories(settings.model_directories)
     workers, replicas = Workers(), Replicas()
+    metrics.register(WorkCollector(store, workers))
     publishing = Publishing(registry, folders, catalog, asked)
     retries = RetryPolicy(settings.max_deaths, settings.max_retries, settings.retry_s)
     dispatch = Dispatch(
@@ -195,7 +200,7 @@ def assemble(settings: TrainerSettings, loop: asyncio.AbstractEventLoop) -> Part
         (dispatch.reconcile, settings.reconcile_s),
         (upkeep.holds, settings.reconcile_s),
     ]
-    return Parts([partial(add, servicer) for add, servicer in servicers], rounds, channel, database, history)
+    return Parts([partial(add, servicer) for add, servicer in servicers], rounds, channel, database, file, metrics)
 
 
 def _page_key(data: Path) -> bytes:

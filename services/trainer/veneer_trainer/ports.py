@@ -56,6 +56,9 @@ class WorkStore(Protocol):
     def in_states(self, states: Iterable[State], tenant: str = "") -> list[Work]:
         """Returns the work of one or all tenants that is in one of some states, longest waiting first."""
 
+    def counts(self) -> Mapping[tuple[WorkKind, State], int]:
+        """Returns how much work of a kind is in a state; what is not there is 0."""
+
     def with_holds(self) -> list[Work]:
         """Returns the work for which a hold at the dataset service may exist."""
 

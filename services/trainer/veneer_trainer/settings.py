@@ -35,6 +35,10 @@ class TrainerSettings(ServerSettings):
     max_checkpoint_bytes: int = setting("Most bytes of a checkpoint.", 16 << 30, 1)
     max_adapter_bytes: int = setting("Most bytes of a published adapter.", 4 << 30, 1)
     max_export_bytes: int = setting("Most bytes of a published export.", 64 << 30, 1)
+    metrics_port: int | None = setting(
+        "Port on loopback where Prometheus reads /metrics; 0 takes a free one. Without it there is no such page.",
+        None, 0, 65_535,
+    )  # fmt: skip
     history_file: Path | None = setting("Appends what happened; for fault tests.", None)
     die_with_parent: bool = setting("End when the process that started this one ends.", False)
 

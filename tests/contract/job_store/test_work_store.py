@@ -49,6 +49,19 @@ def leased(store: WorkStore, name: str = "a") -> Work:
     return store.lease(store.submit(new(name), 10), "w", 0)
 
 
+def test_work_is_counted_by_kind_and_state(store: WorkStore) -> None:
+    assert store.counts() == {}
+    leased(store)
+    for name, tenant in (("b", "acme"), ("b", "other")):
+        store.submit(new(name, tenant), 10)
+    store.submit(new("a", kind=WorkKind.EVALUATION), 10)
+    assert store.counts() == {
+        (WorkKind.TRAINING, State.LEASED): 1,
+        (WorkKind.TRAINING, State.QUEUED): 2,
+        (WorkKind.EVALUATION, State.QUEUED): 1,
+    }
+
+
 def test_what_is_submitted_is_there_for_its_tenant_alone_and_after_a_restart(
     store: WorkStore, database: Database, path: Path
 ) -> None:

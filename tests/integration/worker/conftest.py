@@ -32,6 +32,14 @@ from veneer_rpc.tokens import add_token
 Message = Answer = Any  # of generated code
 ROWS, VALIDATION_ROWS = 12, 4
 LEASE_S = 2.0
+# A job seconds long, so that there is time to interfere, with everything that a checkpoint must hold: dropout,
+# moments, a schedule, validations and the best adapter so far.
+LONG: dict[str, Any] = {
+    "steps": 40,
+    "validation_interval_steps": 10,
+    "early_stopping": {"patience": 100},
+    "lora": {"dropout": 0.1},
+}
 
 
 def free_port() -> int:
@@ -302,3 +310,14 @@ def version(cluster: Cluster) -> str:
         for n in range(100, 100 + VALIDATION_ROWS)
     ]
     return push(cluster.datasets(), "numbers", {"train.jsonl": train, "validation.jsonl": validation})
+
+
+@pytest.fixture(scope="session")
+def undisturbed(cluster: Cluster, version: str) -> str:
+    """The digest of the long job's adapter when nothing happens to it."""
+    worker = cluster.worker("undisturbed")
+    job = cluster.create(version, "undisturbed", **LONG)
+    assert cluster.ended(job).adapter_version, cluster.get(job).failure
+    worker.close()
+    (digest,) = cluster.digests(job)
+    return digest

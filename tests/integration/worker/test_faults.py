@@ -5,17 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Cluster, Process
+from .conftest import LONG, Cluster, Process
 
 pytestmark = pytest.mark.timeout(300)  # a process that loads torch takes long on a machine that is busy
 
-# Everything that a checkpoint must hold: dropout, moments, a schedule, validations and the best adapter so far.
-SPEC = {
-    "steps": 40,
-    "validation_interval_steps": 10,
-    "early_stopping": {"patience": 100},
-    "lora": {"dropout": 0.1},
-}
 SHORT = ["step.gradients:7", "checkpoint.half:20", "adapter.written:1"]
 POINTS = [
     "rows.loaded:1",
@@ -26,16 +19,6 @@ POINTS = [
     *(f"validation.done:{nth}" for nth in (1, 3)),
     "adapter.written:1",
 ]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(cluster: Cluster, version: str) -> str:
-    worker = cluster.worker("alone")
-    job = cluster.create(version, "uninterrupted", **SPEC)
-    assert cluster.ended(job).adapter_version, cluster.get(job).failure
-    worker.close()
-    (digest,) = cluster.digests(job)
-    return digest
 
 
 class Pair:
@@ -59,7 +42,7 @@ def killed_at(cluster: Cluster, version: str, points: Sequence[str], counts: Pat
     """The digest of a job that was killed once at each point, and the workers that took part."""
     name = "killed-" + points[0].replace(".", "-").replace(":", "-")
     with Pair(cluster, name, points, counts):
-        job = cluster.ended(cluster.create(version, name, **SPEC))
+        job = cluster.ended(cluster.create(version, name, **LONG))
     assert job.adapter_version, job.failure
     assert [each.failure.reason for each in job.attempts] == [*["PROCESS_DIED"] * len(points), ""]
     (digest,) = cluster.digests(job.name)

@@ -157,6 +157,13 @@ class SqlWorkStore:
             wanted.append(self._work.c.tenant == tenant)
         return self._select(*wanted, order=(self._work.c.queued_s, self._work.c.uid))
 
+    def counts(self) -> dict[tuple[WorkKind, State], int]:
+        """See WorkStore."""
+        columns = self._work.c
+        query = select(columns.kind, columns.state, func.count()).group_by(columns.kind, columns.state)
+        with self._database.read() as connection:
+            return {(WorkKind(kind), State(state)): count for kind, state, count in connection.execute(query)}
+
     def with_holds(self) -> list[Work]:
         """See WorkStore."""
         return self._select(self._work.c.held_dataset)

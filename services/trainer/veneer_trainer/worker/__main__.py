@@ -10,7 +10,9 @@ import sys
 from veneer_digests import DigestError
 from veneer_rpc import logs
 from veneer_rpc.parent import die_with_parent
+from veneer_rpc.server import BindError
 from veneer_rpc.settings import SettingsError, load
+from veneer_trainer.adapters.metrics_page import metrics_page
 from veneer_trainer.worker.keeper import Keeper
 from veneer_trainer.worker.machine import held_models
 from veneer_trainer.worker.settings import WorkerSettings
@@ -21,11 +23,13 @@ async def work(settings: WorkerSettings) -> None:
 
     Raises:
         DigestError, OSError: a base cannot be read.
+        BindError: the port for metrics cannot be listened on.
     """
     keeper = Keeper(settings, await asyncio.to_thread(held_models, settings.model_directories))
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, keeper.drain)
-    await keeper.run()
+    with metrics_page(keeper.monitoring.registry, settings.metrics_port):
+        await keeper.run()
 
 
 def main() -> int:
@@ -36,7 +40,7 @@ def main() -> int:
         if settings.die_with_parent:
             die_with_parent()
         asyncio.run(work(settings))
-    except (SettingsError, DigestError) as error:
+    except (SettingsError, DigestError, BindError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

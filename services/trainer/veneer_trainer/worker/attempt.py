@@ -65,6 +65,7 @@ class Attempt:
         ref: names the attempt.
         delegation: the newest credential for the dataset and inference services.
         order: what is to become of it.
+        latest: the newest figures of training; None before the first.
         ordered: set when `order` has changed; who reads it clears it.
         on_delegation: called with each renewed credential.
     """
@@ -73,6 +74,7 @@ class Attempt:
         self.ref = lease.attempt
         self.delegation = lease.delegation
         self.order = Order.CONTINUE
+        self.latest: training_job_pb2.TrainingProgress | None = None
         self.ordered = asyncio.Event()
         self.on_delegation: Callable[[str], None] = lambda delegation: None
         self._service = service
@@ -96,6 +98,7 @@ class Attempt:
 
     def progress(self, progress: training_job_pb2.TrainingProgress) -> None:
         """Has the next heartbeat carry figures of training; of those that wait the newest hundred."""
+        self.latest = progress
         self._progress = [*self._progress[1 - _MOST_FIGURES :], progress]
 
     def share_done(self, share: float) -> None:

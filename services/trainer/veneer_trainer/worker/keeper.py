@@ -21,6 +21,7 @@ from veneer_trainer.worker.connections import bearer, open_channel
 from veneer_trainer.worker.evaluation import EvaluationWork
 from veneer_trainer.worker.export import ExportWork
 from veneer_trainer.worker.machine import code_version, worker_info
+from veneer_trainer.worker.monitoring import Monitoring
 from veneer_trainer.worker.settings import WorkerSettings
 from veneer_trainer.worker.training import TrainingWork
 
@@ -48,6 +49,7 @@ class Keeper:
         self._running: asyncio.Future[None] | None = None
         self._scratch = settings.data / "attempts"
         self._calibrations = Calibrations(settings, digests, code_version())
+        self.monitoring = Monitoring(lambda: self._attempt.latest if self._attempt else None)
 
     def drain(self) -> None:
         """Has the worker give its work back, with a checkpoint, and end."""
@@ -75,7 +77,8 @@ class Keeper:
         print(f"veneer_worker {self._settings.name} ready", flush=True)
         try:
             while (lease := await self._lease(service)) is not None:
-                await self._do(channel, service, lease)
+                with self.monitoring.attempt(_kind(lease)):
+                    await self._do(channel, service, lease)
         finally:
             await channel.close()
 
@@ -148,9 +151,12 @@ class Keeper:
             outcome = await self._outcome(channel, service, attempt, lease, folder)
             if outcome is not None:
                 await attempt.finish(**outcome)
+                self.monitoring.ended(_kind(lease), next(iter(outcome)))
         except Abandoned:
+            self.monitoring.ended(_kind(lease), "abandoned")
             _log.warning("attempt abandoned", work=lease.attempt.work)
         except VeneerError as error:
+            self.monitoring.ended(_kind(lease), "refused")
             _log.error("attempt not finished", work=lease.attempt.work, reason=error.reason, problem=error.message)
         finally:
             self._attempt = None
@@ -167,9 +173,8 @@ class Keeper:
         folder: Path,
     ) -> dict[str, object] | None:
         """Does the work; returns the outcome to tell, None where there is nobody to tell."""
-        kind = lease.WhichOneof("work")
         try:
-            match kind:
+            match kind := lease.WhichOneof("work"):
                 case "training_job":
                     self._calibrations.want(lease.training_job.spec)
                     training = TrainingWork(self._settings, self._digests, service, channel, attempt, lease, folder)
@@ -192,6 +197,10 @@ class Keeper:
             _log.exception("attempt failed", work=lease.attempt.work)
             text = f"{type(error).__name__}: {error}"
             return {"failed": failure("WORKER_ERROR", text, transient=False)}
+
+
+def _kind(lease: _pb.Lease) -> str:
+    return (lease.WhichOneof("work") or "unknown").removesuffix("_job")
 
 
 async def _answer(call: grpc.aio.UnaryUnaryCall[_pb.AcquireLeaseRequest, _pb.Lease]) -> _pb.Lease:

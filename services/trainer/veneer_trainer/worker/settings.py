@@ -46,6 +46,10 @@ class WorkerSettings(Settings):
     )
     inference_patience_s: float = setting("Longest wait for absent replicas.", 300.0, 0.1, 86_400)
     grace_s: float = setting("Seconds that work under way gets to be given back after SIGTERM.", 30.0, 0, 3600)
+    metrics_port: int | None = setting(
+        "Port on loopback where Prometheus reads /metrics; 0 takes a free one. Without it there is no such page.",
+        None, 0, 65_535,
+    )  # fmt: skip
     die_with_parent: bool = setting("End when the process that started this one ends.", False)
     log_level: Literal["debug", "info", "warning", "error"] = setting("Least severe line to log.", "info")
     log_format: Literal["json", "console"] = setting("One JSON object a line, or text for people.", "json")
