@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import grpc
+import pytest
 
 from veneer.trainer.v1 import training_job_pb2 as job_pb
 from veneer.trainer.v1 import training_service_pb2 as jobs_pb
@@ -15,7 +16,7 @@ from veneer.trainer.v1 import worker_service_pb2 as pb
 # What the conftest makes; a conftest cannot be imported.
 Trainer = Worker = Datasets = Valkey = Kit = Make = Any
 
-JOBS = 16
+ROUND = 16  # jobs between two outages of the same kind
 STEPS = 4
 AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.CANCELLED)
 GIVEN_UP = (*AGAIN, grpc.StatusCode.ABORTED)
@@ -63,8 +64,11 @@ def run_worker(worker: Worker, seed: int, over: threading.Event, problems: list[
             problems.append(error)
 
 
+@pytest.mark.parametrize(
+    "count", [ROUND, pytest.param(13 * ROUND, marks=[pytest.mark.e2e_long, pytest.mark.timeout(1800)])]
+)
 def test_every_acknowledged_job_ends_once_whatever_dies(
-    make_trainer: Make, base_digest: str, kit: Kit, valkey: Valkey, datasets: Datasets
+    make_trainer: Make, base_digest: str, kit: Kit, valkey: Valkey, datasets: Datasets, count: int
 ) -> None:
     trainer = make_trainer(max_deaths="50")
     trainer.start()
@@ -77,19 +81,25 @@ def test_every_acknowledged_job_ends_once_whatever_dies(
     for thread in threads:
         thread.start()
     acknowledged = []
-    for index in range(JOBS):
-        if index == JOBS // 4:
+
+    def ended(some: list[tuple[Any, str]]) -> bool:
+        return all(kit.get(owner, name).end_time.seconds for owner, name in some)
+
+    for index in range(count):
+        if index % ROUND == 0:  # work is under way in every round
+            kit.until(lambda: ended(acknowledged[:-ROUND]), 120)
+        if index % ROUND == 4:
             valkey.kill()
-        if index == JOBS // 2:
+        if index % ROUND == 8:
             valkey.lose_data()
             valkey.start()
-        if index == 3 * JOBS // 4:
+        if index % ROUND == 12:
             trainer.kill(signal.SIGKILL)
             trainer.start()
         owner = jobs[index % 2]
         job = kit.until_answered(lambda owner=owner, index=index: kit.create(owner, adapter=f"adapters/a{index}"))
         acknowledged.append((owner, job.name))
-    kit.until(lambda: all(kit.get(owner, name).end_time.seconds for owner, name in acknowledged), 60)
+    kit.until(lambda: ended(acknowledged), 120)
     over.set()
     for thread in threads:
         thread.join(20)
@@ -98,7 +108,8 @@ def test_every_acknowledged_job_ends_once_whatever_dies(
         job = kit.get(owner, name)
         assert job.state == job_pb.JOB_STATE_SUCCEEDED, job
         assert job.adapter_version
-    listed = [job for owner in jobs for job in owner.ListTrainingJobs(jobs_pb.ListTrainingJobsRequest()).training_jobs]
-    assert len(listed) == JOBS
+    everything = jobs_pb.ListTrainingJobsRequest(page_size=1000)
+    listed = [job for owner in jobs for job in owner.ListTrainingJobs(everything).training_jobs]
+    assert len(listed) == count
     kit.check_history(trainer)
     kit.check_quiet(trainer, valkey, datasets)

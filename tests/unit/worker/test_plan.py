@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from veneer.trainer.v1 import model_pb2, training_job_pb2
 from veneer_rpc.errors import InvalidArgument
+from veneer_trainer.worker.loop.plan import sealed
 from veneer_trainer.worker.refusal import Refused
 
 Bench = Any  # the fixture's class in conftest.py
@@ -47,6 +49,14 @@ def test_dtypes(bench: Bench) -> None:
     assert bench.plan(dtype="DTYPE_FLOAT32").dtype == torch.float32
     assert bench.plan(dtype="DTYPE_BFLOAT16").dtype == torch.bfloat16
     assert bench.plan(dtype="DTYPE_AUTO").dtype in (torch.float32, torch.bfloat16)
+
+
+def test_what_the_first_attempt_decided_stays(bench: Bench) -> None:
+    job = training_job_pb2.TrainingJob(spec=training_job_pb2.TrainingSpec(dtype="DTYPE_AUTO", seed=3))
+    assert sealed(job) == job.spec
+    job.resolved.dtype = model_pb2.DTYPE_BFLOAT16
+    assert (sealed(job).dtype, sealed(job).seed) == (model_pb2.DTYPE_BFLOAT16, 3)
+    assert job.spec.dtype == model_pb2.DTYPE_AUTO
 
 
 def test_what_this_worker_does_not_do_is_refused(bench: Bench) -> None:

@@ -111,6 +111,15 @@ class Plan:
         }
 
 
+def sealed(job: training_job_pb2.TrainingJob) -> training_job_pb2.TrainingSpec:
+    """Returns a job's spec with what its first attempt decided: AUTO stays what it was, on whatever machine."""
+    spec = training_job_pb2.TrainingSpec()
+    spec.CopyFrom(job.spec)
+    if job.HasField("resolved"):
+        spec.dtype = job.resolved.dtype
+    return spec
+
+
 def _group(name: str) -> str:
     if name.startswith(DECODER):
         return "decoder"

@@ -22,7 +22,7 @@ from veneer_trainer.worker.loop.features import FrozenFeatures
 from veneer_trainer.worker.loop.gauges import Gauges
 from veneer_trainer.worker.loop.learner import Learner
 from veneer_trainer.worker.loop.link import Link
-from veneer_trainer.worker.loop.plan import Plan
+from veneer_trainer.worker.loop.plan import Plan, sealed
 from veneer_trainer.worker.loop.rows import LengthRule, Split
 from veneer_trainer.worker.loop.state import State
 from veneer_trainer.worker.messages import CheckpointMade, Progressed, Resolved, Stopped, Task, Trained
@@ -47,11 +47,9 @@ def train(link: Link, task: Task) -> None:
         VeneerError, RefusedError, ProcessingError: spec, base or data do not fit one another.
     """
     job = training_job_pb2.TrainingJob.FromString(task.job)
-    spec, folder = job.spec, Path(task.folder)
+    spec, folder = sealed(job), Path(task.folder)
     torch.set_num_threads(task.threads)
 
-    if job.HasField("resolved"):
-        spec.dtype = job.resolved.dtype  # what AUTO was on the first machine
     config = ModelConfig.from_directory(Path(task.model_directory))
     plan = Plan.of(spec, config)
     processor = processor_under(Path(task.model_directory), task.model_digest, spec.max_pixels)
