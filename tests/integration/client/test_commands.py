@@ -138,6 +138,7 @@ def test_an_order_with_all_that_the_command_offers(trained: Veneer) -> None:
     assert spec["initial_adapter_version"] == "adapters/digits/versions/1"
     assert spec["lora"]["rank"] == 16  # that of the version
     assert (spec["over_length"], spec["priority"]) == ("OVER_LENGTH_SKIP", "PRIORITY_HIGH")
+    assert "started from  digits@1" in trained("jobs", "show", "j2").out
     assert (spec["validation_interval_steps"], spec["early_stopping"]) == ("5", {"patience": 3})
 
 
