@@ -28,7 +28,6 @@ _TAGS = {name: f"train/{name}" for name in Point.FIGURES} | {"validation_loss": 
 _NAMES = {tag: name for name, tag in _TAGS.items()}
 _POLYNOMIAL = 0x82F63B78  # CRC-32C, reversed
 _MASK_DELTA = 0xA282EAD8
-_MOST_BYTES = 1 << 20  # of a record that is one of ours
 
 
 class EventFiles:
@@ -123,8 +122,8 @@ def _bodies(data: bytes) -> Iterator[bytes]:
     start = 0
     while len(data) - start >= 16:
         (size,) = struct.unpack_from("<Q", data, start)
-        body = data[start + 12 : start + 12 + size] if size <= _MOST_BYTES else b""
-        if len(body) != size or data[start + 12 + size : start + 16 + size] != _checksum(body):
+        body = data[start + 12 : start + 12 + size]
+        if data[start + 12 + size : start + 16 + size] != _checksum(body):
             return
         yield body
         start += 16 + size
