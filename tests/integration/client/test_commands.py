@@ -270,6 +270,15 @@ def test_chat_streams_an_answer(trained: Veneer, folder: Path) -> None:
     assert "cannot be read" in trained("chat", "--image", folder / "none.png", "What?").err
 
 
+def test_chat_holds_answers_to_a_schema(trained: Veneer, tmp_path: Path, cluster: Any) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object"}', "utf-8")
+    assert trained("chat", "--schema", schema, "Which digit?").code == 0
+    requests = [each for name in (1, 2) for each in cluster.requests.get(f"StreamGenerate@replica-{name}", [])]
+    assert requests[-1].sampling.json_schema == '{"type": "object"}'
+    assert trained("chat", "--schema", tmp_path / "none.json", "Which digit?").code == 2
+
+
 def test_a_conversation_remembers(trained: Veneer, folder: Path, monkeypatch: pytest.MonkeyPatch, cluster: Any) -> None:
     typed = iter([f"/image {folder / 'images' / '0.png'}", "Which digit?", "Sure?", "/image none.png", "And?", ""])
     monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
