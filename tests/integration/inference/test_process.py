@@ -2,6 +2,7 @@
 """The process itself with the real engine: real weights answer, adapters change the answer, and faults heal."""
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -26,6 +27,14 @@ async def test_a_real_engine_answers_swaps_dies_heals_and_stops(kit: Any) -> Non
     async def answer(model: str) -> pb.GenerateResponse:
         request = kit.request(model, kit.png(64, 64, seed=3), "What is this?", max_tokens=12)
         return await stub.Generate(request, timeout=60)
+
+    schema = {"type": "object", "properties": {"digit": {"enum": [3, 7]}}, "required": ["digit"]}
+    held = await stub.Generate(
+        kit.request("models/tiny", "Which digit?", max_tokens=64, json_schema=json.dumps(schema))
+    )
+    assert json.loads(held.text)["digit"] in (3, 7)
+    with pytest.raises(grpc.aio.AioRpcError, match=r"sampling\.json_schema"):
+        await stub.Generate(kit.request("models/tiny", "Which digit?", json_schema='{"type": "digit"}'))
 
     base = await answer("models/tiny")
     first, second = await answer("adapters/digits"), await answer("adapters/digits/versions/2")

@@ -247,3 +247,20 @@ def test_pixels_are_let_go_once_the_tower_has_them(model: VisionLanguageModel) -
     core.step()
     assert core._requests[1].prompt.patches_N_P.size == 0
     assert run(core) == {1: "length"}
+
+
+def test_a_large_picture_leaves_no_step_without_a_token(
+    model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step takes a slice of the tower and a token of the answer under way, however many slices there are."""
+    monkeypatch.setattr("veneer_inference.engine.core._TOWER_MULTIPLICATIONS", 50 * OF_PATCH)
+    core = EngineCore(model, Limits(256, 32), 2, 1 << 20, 1 << 20, lambda *_: None, speculation=False)
+    core.handle(messages.Generate(1, "t", "", messages.Prompt.of(prompt()), Sampling(60)))
+    core.step()
+    ask(core, 2, prompt(5, ((1, 20, 20),)))
+    steps, answered = 0, []
+    while 2 not in (keys := [each.key for each in core.step().progress]):
+        answered.append(keys)
+        steps += 1
+    assert steps > 20
+    assert answered == [[1]] * steps

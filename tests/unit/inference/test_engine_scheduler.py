@@ -113,6 +113,25 @@ def test_more_answers_than_the_budget_all_go_on_and_a_prompt_too() -> None:
     assert sizes(target.plan()) == [(1, 2, 1), (2, 2, 1), (3, 1, 1), (4, 0, 1)]
 
 
+def test_prompts_give_way_where_others_wait() -> None:
+    target = scheduler(blocks=64, step_tokens=40)
+    submit(target, sequence(1, 10), sequence(2, 50))
+    target.admit()
+    assert sizes(target.plan(16)) == [(1, 0, 10), (2, 0, 6)]
+    assert sizes(target.plan(100)) == [(1, 0, 10), (2, 0, 30)]
+
+
+def test_guesses_are_computed_with_the_token_before_them() -> None:
+    target = scheduler()
+    submit(target, sequence(1))
+    target.admit()
+    compute(target.plan())
+    target.running[1].draft = 3
+    pieces = target.plan()
+    assert sizes(pieces) == [(1, 10, 4)]
+    assert pieces[0].ends
+
+
 def test_a_prompt_waits_for_its_pictures() -> None:
     target = scheduler()
     submit(target, sequence(1), sequence(2))
