@@ -3,8 +3,9 @@
     python tests/benchmarks/cotraining.py DIR [--dtype bfloat16|float32] [--jobs 8] [--runs 5] [--threads 2] [--json]
 
 One optimiser step of every job, at the service's defaults of one row twice accumulated: T2 with rows of each job's
-own, T3 (a sweep) with the same rows for all. Frozen features are kept on both sides. `training.py` gives the ratio of one job
-against transformers and PEFT in its own run; the product of both is the makespan's against PEFT one after another.
+own, T3 (a sweep) with the same rows for all. Frozen features are kept on both sides. `training.py` gives the ratio of
+one job against transformers and PEFT in its own run; the product of both is the makespan's against PEFT one after
+another.
 """
 
 from __future__ import annotations
