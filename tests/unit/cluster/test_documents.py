@@ -51,3 +51,5 @@ def test_every_command_is_told() -> None:
     for name in PROJECT["entry-points"][cli.COMMANDS]:
         group, _, command = name.rpartition(".")
         assert re.search(rf"veneer {group} [^|]*\b{command}\b" if group else rf"veneer {command}\b", text), name
+    rows = [row.split("`")[1].partition(" [")[0] for row in text.splitlines() if row.startswith("| `veneer")]
+    assert len(rows) == len(set(rows))
