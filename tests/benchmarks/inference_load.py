@@ -34,6 +34,9 @@ def arguments(text: str) -> argparse.ArgumentParser:
     parser.add_argument("base", type=Path, help="made with `veneer base random --shape qwen3-vl-2b --out DIR`")
     parser.add_argument("--dtype", default="bfloat16", choices=sorted(BYTES))
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument(
+        "--speculation", action="store_true", help="guess ahead: random weights repeat themselves, and flatter it"
+    )
     parser.add_argument("--runs", type=int, default=5)
     return parser
 
@@ -80,7 +83,8 @@ class Setting:
     @asynccontextmanager
     async def engine(self, options: argparse.Namespace, **choices: Any) -> AsyncIterator[EngineProcess]:  # noqa: ANN401
         """An engine that holds the adapters."""
-        engine = await EngineProcess.start(self.base, options.threads, dtype=options.dtype, **choices)
+        choices |= {"dtype": options.dtype, "speculation": options.speculation}
+        engine = await EngineProcess.start(self.base, options.threads, **choices)
         try:
             for digest, directory in self.adapters:
                 await engine.load_adapter(digest, directory)

@@ -83,6 +83,8 @@ class InferenceSettings(ServerSettings):
         name, _, directory = self.models.partition("=")
         if not is_id(name) or not directory or not Path(directory).is_dir():
             yield f"models: must be NAME=DIRECTORY with a directory that is there, was {self.models!r}"
+        if self.engine == "vllm" and self.dtype not in ("float32", "bfloat16"):
+            yield f"dtype: must be float32 or bfloat16 with the engine vllm, was {self.dtype}"
         if not 1 <= len(self.replica) <= _MAX_REPLICA_CHARS:
             yield f"replica: must be 1 to {_MAX_REPLICA_CHARS} characters, was {self.replica!r}"
         for service in ("trainer", "dataset"):

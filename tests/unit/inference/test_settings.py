@@ -66,3 +66,9 @@ def test_all_that_is_wrong_is_told_at_once(flags: dict[str, str]) -> None:
     with pytest.raises(SettingsError) as caught:
         read(flags | {"models": "x", "replica": "", "trainer": "10.0.0.1:1"})
     assert len(str(caught.value).splitlines()) == 3
+
+
+def test_vllm_has_no_eight_bits_of_ours(flags: dict[str, str]) -> None:
+    assert read(flags | {"engine": "vllm", "dtype": "bfloat16"}).engine == "vllm"
+    with pytest.raises(SettingsError, match="float32 or bfloat16 with the engine vllm, was int8"):
+        read(flags | {"engine": "vllm", "dtype": "int8"})
