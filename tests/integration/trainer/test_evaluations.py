@@ -101,11 +101,16 @@ def test_an_evaluation_is_created_leased_answered_and_finished(
     assert (half.state, half.answered_samples, half.total_samples) == (job_pb.JOB_STATE_RUNNING, 2, 4)
     assert half.HasField("remaining")
     assert [metric.value for metric in half.metrics] == [0.5]
+    stored = worker.stub.GetSamples(worker_pb.GetSamplesRequest(attempt=attempt, start_index=1), timeout=20).samples
+    assert [(sample.index, sample.answer) for sample in stored] == [(1, "7")]
     assert refusal(lambda: worker.finish(attempt)) == (Code.FAILED_PRECONDITION, "INCOMPLETE")
     assert put(worker, attempt, samples(1, 1, 2), 0.75) == 4
     assert refusal(lambda: put(worker, attempt, samples(1, 0, 4), None))[0] == Code.INVALID_ARGUMENT
     assert worker.finish(attempt) == job_pb.JOB_STATE_SUCCEEDED
     assert refusal(lambda: put(worker, attempt, samples(1, 0), None)) == (Code.ABORTED, "STALE_TOKEN")
+    assert refusal(lambda: worker.stub.GetSamples(worker_pb.GetSamplesRequest(attempt=attempt))) == (
+        Code.ABORTED, "STALE_TOKEN",
+    )  # fmt: skip
     done = get(trainer, made.name)
     assert (done.state, done.metrics[0].value, done.HasField("end_time")) == (job_pb.JOB_STATE_SUCCEEDED, 0.75, True)
     evaluations = trainer.evaluations()
