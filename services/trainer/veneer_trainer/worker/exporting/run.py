@@ -81,8 +81,10 @@ def export(link: Link, task: ExportTask) -> None:
     problems = _problems(form, dtype, measured, order)
     measured["problems"] = problems
     if problems and not spec.force:
-        reason = "EXPORT_DIFFERS" if (form, dtype) == ("merged", "float32") else "METRIC_FELL"
-        raise Refused(reason, f"{'; '.join(problems)}; force keeps it nevertheless")
+        text = f"{'; '.join(problems)}; force keeps it nevertheless"
+        if (form, dtype) == ("merged", "float32"):
+            raise Refused("EXPORT_DIFFERS", text)
+        raise Refused("METRIC_FELL", text)
     _log.info("exported", work=order.name, **{key: measured[key] for key in ("prompts", "answers_identical")})
     link.send(Exported(str(target), _digest(target), json.dumps(measured).encode()))
 
