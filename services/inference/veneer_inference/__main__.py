@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+from collections.abc import Callable
 
 from veneer_inference.engine.client import EngineProcess
 from veneer_inference.ports import Engine, EngineError
@@ -18,8 +19,18 @@ from veneer_rpc.tokens import TokenFileError
 PREFIX = "VENEER_INFERENCE_"
 
 
-async def serve(settings: InferenceSettings) -> None:
-    """Serves until a signal asks to stop."""
+def listening(address: str) -> None:
+    """Prints that calls are answered from now on."""
+    print(f"veneer_inference listening on {address}", flush=True)
+
+
+async def serve(settings: InferenceSettings, announce: Callable[[str], None] = listening) -> None:
+    """Serves until a signal asks to stop.
+
+    Args:
+        settings: validated.
+        announce: is told the address once calls are answered.
+    """
 
     async def start_engine() -> Engine:
         if settings.engine == "vllm":
@@ -49,7 +60,7 @@ async def serve(settings: InferenceSettings) -> None:
     replica = Replica(settings, start_engine)
     try:
         address = await replica.start()
-        print(f"veneer_inference listening on {address}", flush=True)
+        announce(address)
         await replica.run()
     finally:
         await replica.close()

@@ -1,7 +1,7 @@
 """`veneer serve`: the inference service on an export alone."""
 
 import asyncio
-import json
+import json as json_text
 import os
 import re
 import sys
@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from veneer_inference.__main__ import listening
 from veneer_inference.__main__ import serve as run
 from veneer_inference.ports import EngineError
 from veneer_inference.settings import InferenceSettings
@@ -35,6 +36,7 @@ def serve(
         Path | None, typer.Option(help="Who may call, as a service's tokens file. Default: a token made now.")
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads to compute with; 0: as many as cores.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print address, model, token and key as JSON.")] = False,
 ) -> None:
     """Serves an export without trainer and dataset, until Ctrl-C; refuses one that its certificate does not fit.
 
@@ -44,15 +46,26 @@ def serve(
     try:
         certified = verify(folder, None if key is None else key.read_bytes())
         with tempfile.TemporaryDirectory(prefix="veneer-serve-") as data:
+            token = ""
             if tokens_file is None:
                 tokens_file = Path(data) / "tokens.json"
-                print(f"token {add_token(tokens_file, _TENANT, ['user'])}", flush=True)
+                token = add_token(tokens_file, _TENANT, ["user"])
+            model = _model_name(folder)
+
+            def announce(address: str) -> None:
+                facts = {"address": address, "model": f"models/{model}", "token": token, "key_id": certified.key_id}
+                text = [f"{folder} is as certified by key {certified.key_id}"]
+                text += [f"model models/{model}"] + ([f"token {token}"] if token else [])
+                print(json_text.dumps(facts) if json else "\n".join(text), flush=True)
+                if not json:
+                    listening(address)
+
             values = {
                 "bind": bind,
                 "tokens-file": tokens_file,
                 "data": data,
                 "replica": "serve",
-                "models": f"{_model_name(folder)}={folder}",
+                "models": f"{model}={folder}",
                 "alone": "true",
                 "threads": threads,
                 "dtype": _dtype(folder),
@@ -60,8 +73,7 @@ def serve(
             arguments = [text for name, value in values.items() for text in (f"--{name}", str(value))]
             settings = load(InferenceSettings, _ENVIRONMENT, arguments, os.environ)
             logs.configure(settings.log_level, settings.log_format)
-            print(f"{folder}: as certified by key {certified.key_id}", flush=True)
-            asyncio.run(run(settings))
+            asyncio.run(run(settings, announce))
     except CertificateError as error:
         print("\n".join(f"veneer: {problem}" for problem in error.problems), file=sys.stderr)
         raise typer.Exit(1) from error
@@ -78,5 +90,5 @@ def _model_name(folder: Path) -> str:
 
 def _dtype(folder: Path) -> str:
     """How the weights were written; graphs take and give float32."""
-    config = json.loads((folder / "config.json").read_bytes())
+    config = json_text.loads((folder / "config.json").read_bytes())
     return "bfloat16" if config.get("dtype", config.get("torch_dtype")) == "bfloat16" else "float32"

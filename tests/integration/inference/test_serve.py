@@ -1,6 +1,7 @@
 """`veneer serve`: a certified folder answers without trainer and dataset; a changed one is never served."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -45,15 +46,13 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def serving(export: Path) -> Iterator[tuple[str, str]]:
     """The address of a service, and its token."""
-    command = [*COMMAND, str(export), "--bind", "127.0.0.1:0", "--threads", "1"]
+    command = [*COMMAND, str(export), "--bind", "127.0.0.1:0", "--threads", "1", "--json"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
-    token, certified = process.stdout.readline().split()[-1], process.stdout.readline()
-    assert verify(export).key_id in certified
-    line = process.stdout.readline()
-    assert line.startswith("veneer_inference listening on "), line
-    yield line.split()[-1], token
+    told = json.loads(process.stdout.readline())
+    assert (told["model"], told["key_id"]) == ("models/digits-merged", verify(export).key_id)
+    yield told["address"], told["token"]
     process.send_signal(signal.SIGINT)
     process.stdout.read()
     process.stdout.close()

@@ -165,9 +165,7 @@ def test_graphs_are_exported_checked_and_served_alone(
     command = [sys.executable, "-c", code, str(folder), "--bind", "127.0.0.1:0", "--threads", "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        token = process.stdout.readline().split()[-1]
-        process.stdout.readline()
-        address = process.stdout.readline().split()[-1]
+        _, _, token, address = (process.stdout.readline().split()[-1] for _ in range(4))
         message = conversation_pb2.Message(
             role=conversation_pb2.ROLE_USER,
             parts=[
