@@ -29,9 +29,8 @@ async def test_a_real_engine_answers_swaps_dies_heals_and_stops(kit: Any) -> Non
         return await stub.Generate(request, timeout=60)
 
     schema = {"type": "object", "properties": {"digit": {"enum": [3, 7]}}, "required": ["digit"]}
-    held = await stub.Generate(
-        kit.request("models/tiny", "Which digit?", max_tokens=64, json_schema=json.dumps(schema))
-    )
+    closed = json.dumps(schema | {"additionalProperties": False})
+    held = await stub.Generate(kit.request("models/tiny", "Which digit?", max_tokens=64, json_schema=closed))
     assert json.loads(held.text)["digit"] in (3, 7)
     with pytest.raises(grpc.aio.AioRpcError, match=r"sampling\.json_schema"):
         await stub.Generate(kit.request("models/tiny", "Which digit?", json_schema='{"type": "digit"}'))

@@ -255,7 +255,7 @@ def test_a_large_picture_leaves_no_step_without_a_token(
     """Each step takes a slice of the tower and a token of the answer under way, however many slices there are."""
     monkeypatch.setattr("veneer_inference.engine.core._TOWER_MULTIPLICATIONS", 50 * OF_PATCH)
     core = EngineCore(model, Limits(256, 32), 2, 1 << 20, 1 << 20, lambda *_: None, speculation=False)
-    core.handle(messages.Generate(1, "t", "", messages.Prompt.of(prompt()), Sampling(60)))
+    core.handle(messages.Generate(1, "t", "", messages.Prompt.of(prompt()), Sampling(240)))
     core.step()
     ask(core, 2, prompt(5, ((1, 20, 20),)))
     steps, answered = 0, []
