@@ -130,9 +130,12 @@ class Keeper:
     async def _measure(self) -> None:
         """Measures a shape of job once the worker has been idle for a while; waits where all are known."""
         await asyncio.sleep(self._settings.calibrate_idle_s)
-        if not self._calibrations.missing or _pb.WORK_KIND_TRAINING not in self._settings.work_kinds:
-            await asyncio.Event().wait()
-        await self._calibrations.measure_next()
+        if self._calibrations.missing and _pb.WORK_KIND_TRAINING in self._settings.work_kinds:
+            try:
+                return await self._calibrations.measure_next()
+            except OSError as error:  # no process, or no room on the disk: estimates stay as they are
+                _log.warning("shape not measured", problem=str(error))
+        await asyncio.Event().wait()
 
     async def _do(
         self,

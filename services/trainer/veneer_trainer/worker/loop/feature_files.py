@@ -22,8 +22,20 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 _log = structlog.get_logger(__name__)
 
 
+def depends_on(tower: VisionTower, tenant: str, contract: str, numerics: Mapping[str, str]) -> dict[str, str]:
+    """What features depend on beside their picture, and whose they are.
+
+    Args:
+        tower: with its mergers.
+        tenant: features are found by their own tenant alone.
+        contract: digest of the processing contract.
+        numerics: dtype, versions, instructions, threads: under another record the bits are others.
+    """
+    return {**numerics, "tenant": tenant, "contract": contract, "tower": tower_digest(tower)}
+
+
 def tower_digest(tower: VisionTower) -> str:
-    """The SHA-256 of the weights of tower and mergers, with names, dtypes and shapes: what features depend on."""
+    """The SHA-256 of the weights of tower and mergers, with their names, dtypes and shapes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tower.state_dict().items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())

@@ -17,7 +17,7 @@ from veneer_processing import ProcessingContract, Processor
 from veneer_trainer.failpoints import failpoint
 from veneer_trainer.worker.loop.batches import Ahead, Batches
 from veneer_trainer.worker.loop.dataset import Dataset
-from veneer_trainer.worker.loop.feature_files import FeatureFiles, tower_digest
+from veneer_trainer.worker.loop.feature_files import FeatureFiles, depends_on
 from veneer_trainer.worker.loop.features import FrozenFeatures
 from veneer_trainer.worker.loop.gauges import Gauges
 from veneer_trainer.worker.loop.learner import Learner
@@ -194,11 +194,9 @@ def _split(
 
 
 def _features(model: VisionLanguageModel, plan: Plan, contract: ProcessingContract, task: Task) -> FrozenFeatures:
-    about = {"tenant": task.tenant, "contract": contract.digest, "tower": tower_digest(model.visual)}
-    about |= plan.numerics(task.threads)  # of another record the bits are others
-    return FrozenFeatures(
-        model, task.cache_bytes, FeatureFiles(Path(task.feature_folder), task.feature_disk_bytes), about
-    )
+    about = depends_on(model.visual, task.tenant, contract.digest, plan.numerics(task.threads))
+    files = FeatureFiles(Path(task.feature_folder), task.feature_disk_bytes)
+    return FrozenFeatures(model, task.cache_bytes, files, about)
 
 
 def _resolved(
