@@ -28,6 +28,7 @@ def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server = subprocess.Popen(
             [
                 *(binary, "server", f"-dir={folder}", "-ip=127.0.0.1", "-s3", "-master.volumeSizeLimitMB=64"),
+                *("-master.telemetry=false", "-s3.port.iceberg=0", "-s3.port.lance=0"),
                 *(f"-{name}={port}" for name, port in flags),
             ],
             stdout=log,

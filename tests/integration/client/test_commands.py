@@ -64,7 +64,7 @@ def test_push_of_what_is_no_folder(veneer: Veneer, tmp_path: Path) -> None:
     assert (result.code, result.out) == (1, "")
     assert result.err.endswith("none is no folder. Name the folder that holds train.jsonl\n")
     result = veneer("dataset", "push", tmp_path, "--name", "digits", "--json")
-    assert "holds no *.jsonl file" in json.loads(result.err)["error"]["message"]
+    assert "holds no *.jsonl, *.parquet or *.arrow file" in json.loads(result.err)["error"]["message"]
 
 
 def test_datasets_are_listed_and_shown(trained: Veneer) -> None:

@@ -22,6 +22,7 @@ from veneer_digests import model_digest
 from veneer_inference.settings import InferenceSettings
 from veneer_rpc.certificate import CERTIFICATE_FILE, SIGNER_FILE, CertificateSigner, verify
 from veneer_rpc.delegation import new_key_pair
+from veneer_rpc.settings import SettingsError
 from veneer_rpc.tokens import add_token
 
 pytestmark = pytest.mark.timeout(180)
@@ -107,10 +108,8 @@ def test_a_replica_has_trainer_and_dataset_or_is_alone(export: Path, tmp_path: P
     tokens = tmp_path / "tokens.json"
     add_token(tokens, "acme", ["user"])
     values = {"tokens_file": tokens, "data": tmp_path, "replica": "r", "models": f"tiny={export}"}
-    assert [*InferenceSettings(**values).problems()] == [
-        "trainer: must be given without alone",
-        "dataset: must be given without alone",
-    ]
-    together = InferenceSettings(**values, alone=True, trainer="127.0.0.1:1", dataset="127.0.0.1:2")
-    assert "trainer: must not be given with alone" in [*together.problems()]
-    assert not [*InferenceSettings(**values, alone=True).problems()]
+    with pytest.raises(SettingsError, match="trainer: must be given without alone\ndataset: must be given without"):
+        InferenceSettings(**values)
+    with pytest.raises(SettingsError, match="trainer: must not be given with alone"):
+        InferenceSettings(**values, alone=True, trainer="127.0.0.1:1", dataset="127.0.0.1:2")
+    assert InferenceSettings(**values, alone=True).trainer is None

@@ -209,6 +209,8 @@ def test_a_worker_reads_the_version_of_the_tenant_that_it_works_for(
 ) -> None:
     as_worker = trainer.adapters(trainer.keys.worker)
     request = pb.DownloadAdapterVersionRequest(name=VERSION, tenant="acme")
+    assert refusal(lambda: list(as_worker.DownloadAdapterVersion(request)))[0] == Code.NOT_FOUND  # no work names it
+    order(exporting)
     contents: dict[str, bytes] = {}
     for piece in as_worker.DownloadAdapterVersion(request, timeout=20):
         contents[piece.path] = contents.get(piece.path, b"") + piece.data

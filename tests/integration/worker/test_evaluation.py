@@ -144,7 +144,7 @@ def stage(cluster: Cluster, base: Path) -> Iterator[Stage]:
         "--die-with-parent": "true",
     }  # fmt: skip
     log = cluster.folder / "evaluator.log"
-    worker = Process("veneer_trainer.worker", flags, "veneer_worker evaluator ready", log)
+    worker = Process("veneer_trainer.worker", flags, "veneer_worker evaluator ready", log, {})
     yield made
     worker.close()
     assert worker.wait() == 0, log.read_text()[-2000:]

@@ -36,7 +36,7 @@ ENDED = (job_pb.JOB_STATE_SUCCEEDED, job_pb.JOB_STATE_FAILED, job_pb.JOB_STATE_D
 
 @pytest.fixture(scope="module")
 def exporter(cluster: Cluster) -> Iterator[Process]:
-    started = cluster.worker("exporter", **{"--export-prompts": "3"})
+    started = cluster.worker("exporter", export_prompts="3")
     yield started
     started.close()
 
