@@ -14,6 +14,8 @@ from veneer_client import Client
 QUESTION = "Which digit is this? Answer with one digit from 0 to 9."
 STEPS = 40
 
+pytestmark = pytest.mark.timeout(400)  # a lease must run out, and the machine may be busy
+
 
 def order(client: Client, folder: Path, name: str) -> str:
     """Queues a job that takes a while and stores checkpoints often."""

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -358,7 +359,9 @@ def test_who_leaves_a_watch_is_told_that_the_job_goes_on(
     cluster.requests.clear()
     outside, inside = os.openpty() if terminal else os.pipe()
     command = [sys.executable, "-m", "veneer_client", *arguments]
-    process = subprocess.Popen(command, stdout=inside, stderr=subprocess.PIPE, text=True)
+    # What runs in a shell's background ignores the signal, and so do its children.
+    heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, stdout=inside, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     end_s = time.monotonic() + 30
     while not cluster.requests["WatchTrainingJob"] and time.monotonic() < end_s:
         time.sleep(0.02)
