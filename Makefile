@@ -28,7 +28,8 @@ types: setup ## Check types, strictly
 	$(BIN)/mypy
 
 test: setup ## Run every test that takes seconds
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not e2e_long' --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not e2e_long' --numprocesses 2 --dist loadfile --ignore tests/e2e
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not e2e_long' tests/e2e # whole clusters, which fill the cores by themselves
 
 test-long: setup ## Run the tests that train or start many processes, minutes each
 	$(BIN)/pytest -m e2e_long
