@@ -9,15 +9,10 @@ from pathlib import Path
 
 import structlog
 
-from veneer.trainer.v1 import (
-    adapter_service_pb2,
-    adapter_service_pb2_grpc,
-    worker_service_pb2,
-    worker_service_pb2_grpc,
-)
+from veneer.trainer.v1 import adapter_service_pb2_grpc, worker_service_pb2, worker_service_pb2_grpc
 from veneer_rpc.errors import FailedPrecondition
 from veneer_rpc.names import ModelName
-from veneer_trainer.worker import folders
+from veneer_trainer.worker import adapter_download, folders
 from veneer_trainer.worker.attempt import Abandoned, Attempt, Order, failure
 from veneer_trainer.worker.child_process import ChildProcess
 from veneer_trainer.worker.messages import Delegation, Exported, ExportTask, Failed, ShareDone, ToParent
@@ -106,21 +101,10 @@ class ExportWork:
 
     async def _fetch_adapter(self) -> Path:
         """Downloads the version; the child holds it against its digest."""
-        request = adapter_service_pb2.DownloadAdapterVersionRequest(
-            name=self._lease.export.spec.adapter_version, tenant=self._lease.tenant
-        )
-        tries = 0
-
-        async def fetch(**how: object) -> Path:
-            nonlocal tries
-            tries += 1
-            folder = self._folder / f"adapter-{tries}"
-            folder.mkdir()
-            async for piece in self._adapters.DownloadAdapterVersion(request, **how):  # type: ignore[arg-type]  # of `Attempt.call`
-                await asyncio.to_thread(folders.append, folder, piece.path, piece.data)
-            return folder
-
-        return await self._attempt.call(fetch, timeout_s=None)
+        folder = self._folder / "adapter"
+        name = self._lease.export.spec.adapter_version
+        await adapter_download.fetch(self._adapters, self._attempt, self._lease.tenant, name, folder)
+        return folder
 
     async def _listen(self, child: ChildProcess) -> ToParent | None:
         """Hears the child to its end; returns its last message."""

@@ -78,7 +78,7 @@ class Keeper:
         try:
             while (lease := await self._lease(service)) is not None:
                 with self.monitoring.attempt(_kind(lease)):
-                    await self._do(channel, service, lease)
+                    await self._do(service, lease)
         finally:
             await channel.close()
 
@@ -139,7 +139,6 @@ class Keeper:
 
     async def _do(
         self,
-        channel: grpc.aio.Channel,
         service: worker_service_pb2_grpc.WorkerServiceAsyncStub,
         lease: _pb.Lease,
     ) -> None:
@@ -151,7 +150,7 @@ class Keeper:
         _log.info("attempt begins", work=lease.attempt.work, token=lease.attempt.fencing_token)
         beats = asyncio.create_task(attempt.keep_alive())
         try:
-            outcome = await self._outcome(channel, service, attempt, lease, folder)
+            outcome = await self._outcome(service, attempt, lease, folder)
             if outcome is not None:
                 await attempt.finish(**outcome)
                 self.monitoring.ended(_kind(lease), next(iter(outcome)))
@@ -169,7 +168,6 @@ class Keeper:
 
     async def _outcome(
         self,
-        channel: grpc.aio.Channel,
         service: worker_service_pb2_grpc.WorkerServiceAsyncStub,
         attempt: Attempt,
         lease: _pb.Lease,
@@ -180,7 +178,9 @@ class Keeper:
             match kind := lease.WhichOneof("work"):
                 case "training_job":
                     self._calibrations.want(lease.training_job.spec)
-                    training = TrainingWork(self._settings, self._digests, service, channel, attempt, lease, folder)
+                    training = TrainingWork(
+                        self._settings, self._digests, service, self._adapters, attempt, lease, folder
+                    )
                     return await training.run()
                 case "evaluation":
                     return await EvaluationWork(self._settings, service, attempt, lease).run()

@@ -9,13 +9,17 @@ import signal
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
-import grpc
 import structlog
 
-from veneer.trainer.v1 import training_job_pb2, worker_service_pb2, worker_service_pb2_grpc
+from veneer.trainer.v1 import (
+    adapter_service_pb2_grpc,
+    training_job_pb2,
+    worker_service_pb2,
+    worker_service_pb2_grpc,
+)
 from veneer_rpc.errors import FailedPrecondition, NotFound, VeneerError
 from veneer_rpc.names import ModelName
-from veneer_trainer.worker import folders, initial_adapter
+from veneer_trainer.worker import adapter_download, folders
 from veneer_trainer.worker.attempt import Abandoned, Attempt, Order, failure
 from veneer_trainer.worker.child_process import ChildProcess
 from veneer_trainer.worker.messages import (
@@ -46,7 +50,7 @@ class TrainingWork:
         settings: the process's.
         digests: of the bases it holds.
         service: the trainer.
-        channel: to the trainer.
+        adapters: the trainer's registry.
         attempt: the lease.
         lease: what it is about.
         folder: the attempt's own; the caller removes it.
@@ -57,7 +61,7 @@ class TrainingWork:
         settings: WorkerSettings,
         digests: Mapping[ModelName, str],
         service: worker_service_pb2_grpc.WorkerServiceAsyncStub,
-        channel: grpc.aio.Channel,
+        adapters: adapter_service_pb2_grpc.AdapterServiceAsyncStub,
         attempt: Attempt,
         lease: _pb.Lease,
         folder: Path,
@@ -65,7 +69,7 @@ class TrainingWork:
         self._settings = settings
         self._digests = digests
         self._service = service
-        self._channel = channel
+        self._adapters = adapters
         self._attempt = attempt
         self._lease = lease
         self._folder = folder
@@ -151,7 +155,7 @@ class TrainingWork:
         if not name:
             return ""
         folder = self._folder / "initial"
-        await initial_adapter.fetch(self._channel, self._attempt, self._lease.tenant, name, folder)
+        await adapter_download.fetch(self._adapters, self._attempt, self._lease.tenant, name, folder)
         return str(folder)
 
     async def _listen(self, child: ChildProcess) -> ToParent | None:
