@@ -1,5 +1,6 @@
 """The base that a cluster serves: found, named and measured. Loads no weights."""
 
+import json
 import math
 import re
 import subprocess
@@ -16,11 +17,19 @@ _LOCATE = "import sys; from veneer_vlm.weights import locate; print(locate(sys.a
 
 @dataclass(frozen=True)
 class Base:
-    """A base: its id within `models/`, its directory, and how many parameters it has."""
+    """A base.
+
+    Attributes:
+        model: its id within `models/`.
+        directory: where it lies.
+        parameters: how many it has.
+        kv_numbers: numbers that the keys and values of one token take, over all layers.
+    """
 
     model: str
     directory: Path
     parameters: int
+    kv_numbers: int
 
 
 def find(reference: str | None) -> Base:
@@ -33,12 +42,11 @@ def find(reference: str | None) -> Base:
         from veneer_base.unfold import base_directory
 
         directory = base_directory()
-        return Base(DEMONSTRATION_MODEL, directory, parameters(directory))
+        return _measured(DEMONSTRATION_MODEL, directory)
     directory = Path(reference)
     if not directory.is_dir():
-        directory = _fetch(reference)
-        return Base(model_id(reference.rpartition("/")[2]), directory, parameters(directory))
-    return Base(model_id(directory.resolve().name), directory.resolve(), parameters(directory))
+        return _measured(model_id(reference.rpartition("/")[2]), _fetch(reference))
+    return _measured(model_id(directory.resolve().name), directory.resolve())
 
 
 def model_id(name: str) -> str:
@@ -58,6 +66,15 @@ def parameters(directory: Path) -> int:
         raise ClusterError(f"{directory} holds no *.safetensors file: name the directory of a base model")
     slots = [slot for file in files for slot in read_safetensors_header(file).slots.values()]
     return sum(math.prod(slot.shape) for slot in slots)
+
+
+def _measured(model: str, directory: Path) -> Base:
+    try:
+        text = json.loads((directory / "config.json").read_bytes())["text_config"]
+        kv_numbers = 2 * text["num_hidden_layers"] * text["num_key_value_heads"] * text["head_dim"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ClusterError(f"{directory} holds no config.json of a Qwen3-VL: {error!r}") from error
+    return Base(model, directory, parameters(directory), kv_numbers)
 
 
 def _fetch(reference: str) -> Path:

@@ -54,8 +54,9 @@ def up(
         _print_state(_start_detached(folder, [str(flag) for flag in flags]), json)
         return
     with folder.lock():
-        plan = Plan(base.find(base_reference), folder, workers, replicas, machine.cores(), redis)
-        fit.check(fit.need(plan.base, workers, replicas, machine.has_bf16()), machine.available_memory_bytes())
+        found = base.find(base_reference)
+        kv_tokens = fit.kv_tokens(found, workers, replicas, machine.has_bf16(), machine.available_memory_bytes())
+        plan = Plan(found, folder, workers, replicas, machine.cores(), redis, kv_tokens)
         token = credentials.ensure(folder)
         _run(plan, token, json)
 

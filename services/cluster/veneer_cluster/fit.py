@@ -9,8 +9,10 @@ from veneer_cluster.folder import ClusterError
 # torch is loaded, about 0.08 GB where it is not.
 TORCH_PROCESS_BYTES = 450_000_000
 PLAIN_PROCESS_BYTES = 80_000_000
-WORKING_SHARE = 0.25
-"""Key-value memory, activations and packed copies, as a share of the weights."""
+TRAINING_SHARE = 0.15  # of the weights: with less memory than it likes a worker computes layers twice
+SERVING_SHARE = 0.05
+SPARE_SHARE = 0.05  # of the free memory: files that are read lie in it
+LEAST_KV_TOKENS, MOST_KV_TOKENS = 2_048, 16_384
 
 
 @dataclass(frozen=True)
@@ -22,27 +24,36 @@ class Need:
     total_bytes: int
 
 
-def need(base: Base, workers: int, replicas: int, bf16: bool) -> Need:
-    """Estimates a cluster's memory: each worker and each replica holds the base."""
-    weights_bytes = base.parameters * (2 if bf16 else 4)
+def need(base: Base, workers: int, replicas: int, bf16: bool, kv_tokens: int) -> Need:
+    """Estimates a cluster's memory: each worker and each replica holds the base, each replica keys and values too."""
+    number_bytes = 2 if bf16 else 4
+    weights_bytes = base.parameters * number_bytes
+    worker_bytes = round(weights_bytes * (1 + TRAINING_SHARE)) + TORCH_PROCESS_BYTES
+    replica_bytes = round(weights_bytes * (1 + SERVING_SHARE)) + TORCH_PROCESS_BYTES
+    replica_bytes += kv_tokens * base.kv_numbers * number_bytes
     holders = workers + replicas
-    per_holder_bytes = round(weights_bytes * (1 + WORKING_SHARE)) + TORCH_PROCESS_BYTES
     # A worker's training child and a replica's engine hold the base; their parents are plain processes.
     plain = 4 + holders
-    return Need(weights_bytes, holders, holders * per_holder_bytes + plain * PLAIN_PROCESS_BYTES)
+    total_bytes = workers * worker_bytes + replicas * replica_bytes + plain * PLAIN_PROCESS_BYTES
+    return Need(weights_bytes, holders, total_bytes)
 
 
-def check(needed: Need, available_bytes: int) -> None:
-    """Refuses a cluster that does not fit.
+def kv_tokens(base: Base, workers: int, replicas: int, bf16: bool, available_bytes: int) -> int:
+    """Returns for how many tokens each replica gets key-value memory, at least what one conversation takes.
 
     Raises:
-        ClusterError: with the figures, and what would fit.
+        ClusterError: the cluster does not fit even so; with the figures, and what would fit.
     """
-    if needed.total_bytes <= available_bytes:
-        return
+    usable_bytes = round(available_bytes * (1 - SPARE_SHARE))
+    least, most = (need(base, workers, replicas, bf16, tokens) for tokens in (LEAST_KV_TOKENS, MOST_KV_TOKENS))
+    if most.total_bytes <= usable_bytes:
+        return MOST_KV_TOKENS
+    if least.total_bytes <= usable_bytes:
+        share = (usable_bytes - least.total_bytes) / (most.total_bytes - least.total_bytes)
+        return LEAST_KV_TOKENS + int(share * (MOST_KV_TOKENS - LEAST_KV_TOKENS))
     raise ClusterError(
-        f"the base takes {_gb(needed.weights_bytes)} in each of {needed.holders} processes that hold it; "
-        f"with all else that is {_gb(needed.total_bytes)}, and {_gb(available_bytes)} of memory are free. "
+        f"the base takes {_gb(least.weights_bytes)} in each of {least.holders} processes that hold it; "
+        f"with all else that is {_gb(least.total_bytes)}, and {_gb(available_bytes)} of memory are free. "
         "Take fewer --workers or --replicas, or a smaller --base"
     )
 

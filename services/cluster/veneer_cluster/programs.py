@@ -14,6 +14,7 @@ from pathlib import Path
 
 from veneer_cluster import machine
 from veneer_cluster.base import Base
+from veneer_cluster.fit import MOST_KV_TOKENS
 from veneer_cluster.folder import ClusterError, Folder
 
 SMALL_BASE = 100_000_000  # parameters: below, fp32 is as fast and takes no memory worth saving
@@ -57,7 +58,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be started where."""
+    """What is to be started where; `kv_tokens` is each replica's key-value memory."""
 
     base: Base
     folder: Folder
@@ -65,6 +66,7 @@ class Plan:
     replicas: int
     cores: int
     redis: str | None = None
+    kv_tokens: int = MOST_KV_TOKENS
 
 
 # By module: flag and value. `{…}` is filled in from `_values`.
@@ -100,6 +102,7 @@ FLAGS: dict[str, dict[str, str]] = {
         "delegation-public-key-file": "{secrets}/delegation-public.pem",
         "threads": "{cores}",
         "dtype": "{dtype}",
+        "kv-tokens": "{kv_tokens}",
         "step-tokens": "{step_tokens}",
         "metrics-port": "0",
         "die-with-parent": "true",
@@ -134,6 +137,7 @@ def programs(plan: Plan) -> list[Program]:
         "trainer": trainer,
         "inference": ",".join(replicas),
         "dtype": serving_dtype(plan.base),
+        "kv_tokens": plan.kv_tokens,
         "step_tokens": SMALL_STEP_TOKENS if plan.base.parameters > SMALL_BASE else STEP_TOKENS,
     }
     serving_cores = max(1, plan.cores // plan.replicas)

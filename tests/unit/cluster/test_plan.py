@@ -18,7 +18,7 @@ from veneer_cluster.programs import FLAGS, Plan, Probe
 from veneer_rpc.delegation import DelegationSigner, DelegationVerifier
 from veneer_rpc.tokens import TokenFile
 
-QWEN = Base("qwen3-vl-2b-instruct", Path("/models/qwen"), 2_130_000_000)
+QWEN = Base("qwen3-vl-2b-instruct", Path("/models/qwen"), 2_130_000_000, 2 * 28 * 8 * 128)
 
 
 @pytest.fixture
@@ -45,20 +45,32 @@ def test_a_base_is_measured_without_loading_it(tmp_path: Path) -> None:
     directory = tmp_path / "Tiny Base"
     directory.mkdir()
     save_file({"a": np.zeros((3, 5), np.float16), "b": np.zeros(7, np.float32)}, directory / "model.safetensors")
+    with pytest.raises(ClusterError, match=r"holds no config\.json of a Qwen3-VL"):
+        base.find(str(directory))
+    text = {"num_hidden_layers": 3, "num_key_value_heads": 2, "head_dim": 5}
+    for each in (directory, tmp_path):
+        (each / "config.json").write_text(json.dumps({"text_config": text}))
     found = base.find(str(directory))
-    assert found == Base("tiny-base", directory, 22)
+    assert found == Base("tiny-base", directory, 22, 60)
     with pytest.raises(ClusterError, match=r"holds no \*\.safetensors file"):
         base.find(str(tmp_path))
 
 
 def test_a_cluster_that_cannot_fit_is_refused_with_figures() -> None:
-    needed = fit.need(QWEN, workers=1, replicas=2, bf16=True)
+    needed = fit.need(QWEN, workers=1, replicas=2, bf16=True, kv_tokens=fit.LEAST_KV_TOKENS)
     assert needed.weights_bytes == 4_260_000_000
     assert 3 * needed.weights_bytes < needed.total_bytes < 20_000_000_000
-    fit.check(needed, needed.total_bytes)
     with pytest.raises(ClusterError, match=r"4\.3 GB in each of 3 .* and 8\.0 GB of memory are free"):
-        fit.check(needed, 8_000_000_000)
-    assert fit.need(QWEN, 1, 2, bf16=False).weights_bytes == 2 * needed.weights_bytes
+        fit.kv_tokens(QWEN, 1, 2, True, 8_000_000_000)
+    assert fit.need(QWEN, 1, 2, False, 0).weights_bytes == 2 * needed.weights_bytes
+
+
+@pytest.mark.parametrize("available_bytes", [22_000_000_000, 24_000_000_000])
+def test_replicas_remember_as_many_tokens_as_memory_has_room_for(available_bytes: int) -> None:
+    tokens = fit.kv_tokens(QWEN, 1, 1, False, available_bytes)
+    assert fit.LEAST_KV_TOKENS < tokens < fit.MOST_KV_TOKENS
+    assert 0.94 * available_bytes < fit.need(QWEN, 1, 1, False, tokens).total_bytes <= 0.95 * available_bytes
+    assert fit.kv_tokens(QWEN, 1, 1, False, 2 * available_bytes) == fit.MOST_KV_TOKENS
 
 
 def test_programs_agree_on_addresses_models_and_order(folder: Folder) -> None:

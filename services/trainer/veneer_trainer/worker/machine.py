@@ -13,7 +13,7 @@ from veneer.trainer.v1 import model_pb2, worker_service_pb2
 from veneer_digests import model_digest
 from veneer_rpc.names import ModelName
 
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def held_models(directories: Mapping[ModelName, Path]) -> dict[ModelName, str]:
@@ -50,9 +50,21 @@ def code_version() -> str:
 
 def memory_bytes() -> int:
     """Returns the memory that this process may use: the machine's, or its control group's where that is less."""
-    total: int = psutil.virtual_memory().total
+    return min(int(psutil.virtual_memory().total), _limit_bytes())
+
+
+def available_memory_bytes() -> int:
+    """Returns the memory that is free for this process, within the bound of its control group."""
+    free = int(psutil.virtual_memory().available)
     try:
-        limit = _CGROUP_LIMIT.read_text("ascii").strip()
+        return min(free, _limit_bytes() - int((_CGROUP / "memory.current").read_text("ascii")))
+    except OSError:  # no control group
+        return free
+
+
+def _limit_bytes() -> int:
+    try:
+        limit = (_CGROUP / "memory.max").read_text("ascii").strip()
     except OSError:  # not Linux, or the older control groups
-        return total
-    return total if limit == "max" else min(total, int(limit))
+        return sys.maxsize
+    return sys.maxsize if limit == "max" else int(limit)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import structlog
 import torch
 from torch import Tensor
 
@@ -16,12 +17,16 @@ from veneer_trainer.worker.loop.features import FrozenFeatures, trained_features
 from veneer_trainer.worker.loop.plan import Plan
 from veneer_trainer.worker.loop.ranks import ALONE, Ranks
 from veneer_trainer.worker.loop.state import State
+from veneer_trainer.worker.machine import available_memory_bytes
 from veneer_trainer.worker.refusal import Refused
 from veneer_vlm.attention import PackedAttention
 from veneer_vlm.lora import AdapterBatch, DropoutKey, Segment
 from veneer_vlm.loss import token_losses
 from veneer_vlm.model import VisionLanguageModel
 from veneer_vlm.vision import VisualFeatures
+
+_ACTIVATIONS_SHARE = 0.5  # of the free memory: products and other processes want some too
+_log = structlog.get_logger(__name__)
 
 
 class Learner:
@@ -48,6 +53,7 @@ class Learner:
         self.plan = plan
         self.features = features
         self._ranks = ranks
+        self._largest_pass = 0
         self._weights = [tensor for _, tensor in state.adapter.tensors()]
 
     def learn(self, step: Step, rate: float) -> None:
@@ -71,6 +77,19 @@ class Learner:
             targets += step.targets
         summed, counted = self._ranks.total(total.item(), targets)
         return summed / counted
+
+    def make_room(self, tokens: int) -> None:
+        """Has layers computed again for their gradients, from now on, where a pass would not fit into memory else.
+
+        What earlier passes took may still be this process's own: only a larger one can be too large.
+        """
+        decoder = self.model.language_model
+        if tokens > self._largest_pass and not decoder.recompute:
+            self._largest_pass = tokens
+            kept_bytes, free_bytes = decoder.kept_bytes(tokens), available_memory_bytes()
+            if kept_bytes > _ACTIVATIONS_SHARE * free_bytes:
+                decoder.recompute = True
+                _log.info("layers are computed twice", tokens=tokens, kept_bytes=kept_bytes, free_bytes=free_bytes)
 
     def dropout(self, each: Pass) -> DropoutKey:
         """The key of a pass of the next step."""
@@ -146,6 +165,7 @@ def learn_together(turns: Sequence[Turn]) -> list[Refused | None]:
     targets = [turn.learner.targets(turn.step) for turn in turns]
     sums = torch.zeros(len(turns), dtype=torch.float64)
     for shared in _shared_passes(turns):
+        turns[0].learner.make_room(sum(len(each.ids_T) for _, each in shared))
         losses = _losses(
             [_Part(turns[number].learner, each, turns[number].learner.dropout(each)) for number, each in shared]
         )

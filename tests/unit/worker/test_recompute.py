@@ -1,0 +1,50 @@
+"""Layers that are computed twice where memory is short: the same adapter to the byte, and the layer's calls counted."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from veneer_trainer.worker.loop import learner
+
+Bench = Any  # of conftest.py
+LORA = {"dropout": 0.3, "target_modules": ["decoder+merger+vision"]}
+
+
+def trained(bench: Bench, monkeypatch: pytest.MonkeyPatch, free_bytes: int) -> tuple[dict[str, torch.Tensor], int]:
+    """The adapter after four steps with so much memory free, and how often its first layer was computed."""
+    decoder = bench.model.language_model
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(learner, "available_memory_bytes", lambda: free_bytes)
+        patch.setattr(decoder, "recompute", False)
+        hook = decoder.layers[0].register_forward_pre_hook(count)
+        try:
+            run = bench.run(lora=LORA)
+            run.learn(bench.rows(4 * run.plan.rows_per_step))
+        finally:
+            hook.remove()
+    return run.weights(), calls
+
+
+def test_with_little_memory_layers_are_computed_twice_and_learn_the_same(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plenty, once = trained(bench, monkeypatch, 1 << 40)
+    little, twice = trained(bench, monkeypatch, 1 << 10)
+    assert (once, twice) == (4, 8)
+    assert all(torch.equal(plenty[name], little[name]) for name in plenty)
+    assert any(tensor.abs().max() > 0 for name, tensor in little.items() if "lora_B" in name)
+
+
+def test_no_gradient_no_second_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.model.language_model, "recompute", True)
+    run = bench.run(lora=LORA)
+    steps = bench.steps(run.plan, bench.rows(run.plan.rows_per_step))
+    monkeypatch.setattr("veneer_vlm.decoder.checkpoint", None)  # would be called
+    assert run.learner.loss(steps) > 0
