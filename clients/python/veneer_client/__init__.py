@@ -48,6 +48,7 @@ from veneer_client._errors import (
     Violation,
     WorkFailed,
 )
+from veneer_client._sweep import Trial, compared
 from veneer_client._work import state_name, succeeded
 
 __all__ = [
@@ -84,12 +85,14 @@ __all__ = [
     "ResourceExhausted",
     "RowsRefused",
     "StatusError",
+    "Trial",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
     "VeneerError",
     "Violation",
     "WorkFailed",
+    "compared",
     "message",
     "state_name",
     "succeeded",

@@ -211,6 +211,7 @@ class Jobs(Face[AsyncJobs]):
     """Training jobs."""
 
     train = Blocking(AsyncJobs.train)
+    sweep = Blocking(AsyncJobs.sweep)
     estimate = Blocking(AsyncJobs.estimate)
     get = Blocking(AsyncJobs.get)
     list = Iterating(AsyncJobs.list)

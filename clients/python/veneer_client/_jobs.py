@@ -1,7 +1,7 @@
 """Training jobs."""
 
-from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from veneer.trainer.v1.training_job_pb2 import JobState, TrainingEstimate, TrainingJob, TrainingProgress, TrainingSpec
 from veneer.trainer.v1.training_service_pb2 import (
@@ -23,6 +23,7 @@ from veneer_client._calls import Connection
 from veneer_client._datasets import AsyncDatasets
 from veneer_client._models import AsyncModels
 from veneer_client._names import full
+from veneer_client._sweep import combinations
 from veneer_client._work import last, succeeded
 
 if TYPE_CHECKING:  # the generated code has it in its type stubs alone
@@ -121,6 +122,34 @@ class AsyncJobs:
             request_id=request_id,
         )
         return await self._trainer.change(self._stub().CreateTrainingJob, request)
+
+    async def sweep(
+        self,
+        /,
+        dataset: str,
+        adapter: str,
+        axes: Mapping[str, Sequence[float]],
+        *,
+        validate_only: bool = False,
+        **order: Any,  # noqa: ANN401  # of `train`
+    ) -> Sequence[TrainingJob]:
+        """Queues one job for every combination of settings; each publishes a version of the adapter.
+
+        All are checked before the first is queued. `veneer_client.compared` sets them side by side once they ended.
+
+        Args:
+            dataset: as in `train`.
+            adapter: as in `train`.
+            axes: values to try, such as `{"rank": [8, 16], "learning_rate": [1e-4, 2e-4]}`.
+            validate_only: checks and estimates, queues nothing.
+            **order: everything else that `train` takes.
+
+        Raises:
+            ValueError: the axes are not those of a sweep.
+        """
+        orders = [order | chosen for chosen in combinations(axes)]
+        checked = [await self.train(dataset, adapter, validate_only=True, **each) for each in orders]
+        return checked if validate_only else [await self.train(dataset, adapter, **each) for each in orders]
 
     async def estimate(self, spec: TrainingSpec) -> TrainingEstimate:
         """Says what a job would take."""

@@ -55,6 +55,27 @@ def test_the_commands_of_the_readme(cluster: Any, folder: Path, tmp_path: Path) 
         assert any(file.get_tensor(name).abs().sum() > 0 for name in file.keys() if "lora_B" in name)  # noqa: SIM118
 
 
+def test_a_sweep_is_a_job_for_each_combination_set_side_by_side(cluster: Any, folder: Path) -> None:
+    cluster.client.datasets.push(folder, "swept")
+    order = ["train", "swept", "--adapter", "swept", "--sweep", "rank=2,4", "lr=1e-3,2e-2", "--epochs", "1"]
+    assert "4 jobs would be accepted" in cluster.veneer(*order, "--dry-run")
+    assert list(cluster.client.jobs.list(adapter="swept")) == []
+    refused = cluster.veneer(*order[:4], "--sweep", "rank=2,100000", status=1)  # all are checked before one is queued
+    assert "rank" in refused
+    assert list(cluster.client.jobs.list(adapter="swept")) == []
+
+    shown = cluster.veneer(*order, "--batch-size", 16, "--watch").partition("JOB")[2].splitlines()
+    assert shown[0].split() == ["RANK", "LEARNING", "RATE", "STATE", "LOSS", "VALIDATION", "TIME", "VERSION"]
+    rows = [line.split() for line in shown[1:5]]
+    assert [row[1:4] for row in rows] == [
+        [rank, rate, "succeeded"] for rank in ("2", "4") for rate in ("0.001", "0.02")
+    ]
+    best = min(rows, key=lambda row: float(row[5]))
+    assert [row for row in rows if row[-1] == "best"] == [best]
+    compared = cluster.veneer("jobs", "compare", rows[0][0], rows[3][0], "--json")
+    assert [job["spec"]["lora"]["rank"] for job in json.loads(compared)] == [2, 4]
+
+
 def test_later_versions_answer_once_they_are_promoted(cluster: Any, folder: Path) -> None:
     client: Client = cluster.client
     client.datasets.push(folder, "promoted")

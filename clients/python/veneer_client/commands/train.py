@@ -1,14 +1,15 @@
 """`veneer train` and `veneer jobs …`."""
 
 import itertools
+from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from veneer.trainer.v1 import training_job_pb2
 from veneer.trainer.v1.training_job_pb2 import EarlyStopping, JobState, OverLength, TrainingJob, TrainingSpec
-from veneer_client import state_name, succeeded
+from veneer_client import Client, compared, state_name, succeeded
 from veneer_client._names import short
 from veneer_client.commands import screen
 from veneer_client.commands.options import Directory, Json, connect
@@ -52,6 +53,11 @@ def train(
     start_from: Annotated[
         str, typer.Option("--from", help="A version to continue, such as digits@2, with its rank, alpha and targets.")
     ] = "",
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(help="Queue a job for each combination of values, such as rank=8,16 lr=1e-4,2e-4."),
+    ] = None,
+    more_axes: Annotated[list[str] | None, typer.Argument(metavar="[AXIS=VALUES]...", help="Of --sweep.")] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Stay and show how it goes.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate, queue nothing.")] = False,
     json: Json = False,
@@ -61,7 +67,11 @@ def train(
 
     Example:
         veneer train digits --adapter digits --epochs 5 --rank 16 --watch
+        veneer train digits --adapter digits --sweep rank=8,16 lr=1e-4,2e-4 --watch
     """
+    if more_axes and not sweep:
+        raise typer.BadParameter(f"{more_axes[0]} stands for nothing without --sweep")
+    axes = _axes([*(sweep or ()), *(more_axes or ())])
     if epochs is not None and steps is not None:
         raise typer.BadParameter("give --epochs or --steps, not both")
     spec = TrainingSpec(
@@ -70,25 +80,30 @@ def train(
         validation_interval_steps=validate_every,
         early_stopping=None if patience is None else EarlyStopping(patience=patience),
     )
+    order: dict[str, Any] = {
+        "model": model,
+        "epochs": epochs,
+        "steps": steps,
+        "rank": rank,
+        "alpha": alpha,
+        "target_modules": target or (),
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "max_length": max_length,
+        "max_pixels": max_pixels,
+        "seed": seed,
+        "start_from": start_from,
+        "spec": spec,
+        "validate_only": dry_run,
+    }
+    for name in axes:
+        if order.get(name) is not None:
+            raise typer.BadParameter(f"{name} is swept: leave its own option out")
     with connect(directory) as client:
-        job = client.jobs.train(
-            dataset,
-            adapter,
-            model=model,
-            epochs=epochs,
-            steps=steps,
-            rank=rank,
-            alpha=alpha,
-            target_modules=target or (),
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            max_length=max_length,
-            max_pixels=max_pixels,
-            seed=seed,
-            start_from=start_from,
-            spec=spec,
-            validate_only=dry_run,
-        )
+        if axes:
+            _sweep(client, dataset, adapter, axes, order, watch=watch, json=json)
+            return
+        job = client.jobs.train(dataset, adapter, **order)
         if dry_run or not watch:
             _print_job(job, json, "would be accepted" if dry_run else "queued")
             return
@@ -227,6 +242,98 @@ def retry(name: Name, json: Json = False, directory: Directory = None) -> None:
     """
     with connect(directory) as client:
         _print_job(client.jobs.retry(name), json)
+
+
+def compare(
+    names: Annotated[list[str], typer.Argument(metavar="JOB...", help="Jobs, as `veneer jobs list` names them.")],
+    json: Json = False,
+    directory: Directory = None,
+) -> None:
+    """Shows jobs side by side: where their settings differ, and what each came to.
+
+    Example:
+        veneer jobs compare 7f3a 90bc
+    """
+    with connect(directory) as client:
+        _print_comparison([client.jobs.get(name) for name in names], json)
+
+
+def _sweep(
+    client: Client,
+    dataset: str,
+    adapter: str,
+    axes: Mapping[str, Sequence[float]],
+    order: dict[str, Any],
+    *,
+    watch: bool,
+    json: bool,
+) -> None:
+    try:
+        jobs = client.jobs.sweep(dataset, adapter, axes, **order)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    if order["validate_only"] or not watch:
+        _print_comparison(jobs, json)
+        if not json:
+            verb = "would be accepted" if order["validate_only"] else "queued"
+            ids = " ".join(job.name.removeprefix("trainingJobs/") for job in jobs)
+            print(f"{len(jobs)} jobs {verb}" + ("" if order["validate_only"] else f"\nveneer jobs compare {ids}"))
+        return
+    ended = [watch_job(client, job.name, json) for job in jobs]
+    _print_comparison(ended, json)
+    for job in ended:
+        succeeded(job)
+
+
+def _axes(texts: Sequence[str]) -> dict[str, list[float]]:
+    """What `rank=8,16` and `lr=1e-4,2e-4` say."""
+    axes: dict[str, list[float]] = {}
+    for text in texts:
+        for each in text.split():
+            name, equals, values = each.partition("=")
+            name = {"lr": "learning_rate"}.get(name, name.replace("-", "_"))
+            try:
+                numbers = [float(value) for value in values.split(",")]
+            except ValueError:
+                numbers = []
+            if not equals or not numbers:
+                raise typer.BadParameter(f"{each} is no axis: write it like rank=8,16")
+            if name in axes:
+                raise typer.BadParameter(f"{name} is swept twice")
+            axes[name] = numbers
+    return axes
+
+
+def _print_comparison(jobs: Sequence[TrainingJob], json: bool) -> None:
+    if json:
+        screen.print_messages(jobs)
+        return
+    trials = compared(jobs)
+    names = list(trials[0].settings)
+    rows = [
+        (
+            trial.job.name.removeprefix("trainingJobs/"),
+            *trial.settings.values(),
+            screen.state(trial.job.state),
+            f"{trial.job.progress.loss:.4f}" if trial.job.progress.step else "",
+            f"{trial.job.progress.validation_loss:.4f}" if trial.job.progress.HasField("validation_loss") else "",
+            _time_of(trial.job),
+            short(trial.job.adapter_version) if trial.job.adapter_version else "",
+            "best" if trial.is_best else "",
+        )
+        for trial in trials
+    ]
+    titles = [f">{name.upper()}" for name in names]
+    screen.print_table(("JOB", *titles, "STATE", ">LOSS", ">VALIDATION", ">TIME", "VERSION", ""), rows, "no jobs")
+
+
+def _time_of(job: TrainingJob) -> str:
+    """What training took; of a job that has not begun, what it is expected to take."""
+    if job.progress.step:
+        return screen.duration(screen.seconds(job.progress.elapsed))
+    if job.estimate.HasField("duration"):
+        return f"about {screen.duration(screen.seconds(job.estimate.duration))}"
+    return ""
 
 
 def _report_end(job: TrainingJob, json: bool) -> None:

@@ -124,8 +124,8 @@ def _show_lines(snapshots: Iterator[_W], line: Callable[[_W], str]) -> _W | None
     for snapshot in snapshots:
         moved = last is None or last.state != snapshot.state
         last = snapshot
-        if moved or time.monotonic() - shown_s >= LINE_INTERVAL_S:
-            shown, shown_s = line(snapshot), time.monotonic()
+        if (moved or time.monotonic() - shown_s >= LINE_INTERVAL_S) and (said := line(snapshot)) != shown:
+            shown, shown_s = said, time.monotonic()
             print(shown, flush=True)
     if last is not None and line(last) != shown:
         print(line(last), flush=True)

@@ -129,6 +129,7 @@ def train(link: Link, task: Task) -> None:
         if not is_resolved:
             is_resolved = True
             resolved = _resolved(plan, processor.contract, split, total_steps, interval, state.adapter, task.threads)
+            resolved.activation_checkpointing = model.language_model.recompute
             link.send(Resolved(resolved.SerializeToString()))
         if every and figures.step % every == 0:
             over = validate()
