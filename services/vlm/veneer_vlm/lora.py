@@ -127,7 +127,7 @@ class DropoutKey:
         if like.device.type != "cpu":
             generator = torch.Generator(like.device).manual_seed(int.from_bytes(digest[:8], "big", signed=True))
             return torch.rand(like.shape, generator=generator, device=like.device) >= share
-        # Sixteen bits a value, from a generator that NumPy promises to keep: a tenth of the time of torch.rand.
+        # Sixteen bits a value, from a generator that NumPy promises to keep: a sixth of the time of torch.rand.
         raw = np.random.SFC64(int.from_bytes(digest, "big")).random_raw(-(-like.numel() // 4))
         drawn = raw.view(np.uint16)[: like.numel()].reshape(like.shape)
         return torch.from_numpy(drawn >= round(share * 65536))
