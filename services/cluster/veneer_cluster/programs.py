@@ -79,6 +79,7 @@ FLAGS: dict[str, dict[str, str]] = {
         "models": "{model}={base}",
         "dataset": "{dataset}",
         "delegation-key-file": "{secrets}/delegation.pem",
+        "metrics-port": "0",
         "die-with-parent": "true",
     },
     "veneer_dataset": {
@@ -116,6 +117,7 @@ FLAGS: dict[str, dict[str, str]] = {
         "dataset": "{dataset}",
         "inference": "{inference}",
         "threads": "{cores}",
+        "metrics-port": "0",
         "die-with-parent": "true",
     },
 }

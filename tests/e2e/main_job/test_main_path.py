@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import threading
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,25 @@ def test_the_commands_of_the_readme(cluster: Any, folder: Path, tmp_path: Path) 
     assert PeftConfig.from_pretrained(peft).r == 4
     with safe_open(peft / "adapter_model.safetensors", "pt") as file:
         assert any(file.get_tensor(name).abs().sum() > 0 for name in file.keys() if "lora_B" in name)  # noqa: SIM118
+
+
+@pytest.mark.parametrize(
+    ("process", "series"),
+    [("trainer", "veneer_trainer_workers"), ("replica-1", "veneer_requests_total"), ("worker-1", "veneer_worker_busy")],
+)
+def test_prometheus_reads_each_process_at_the_address_in_its_log(cluster: Any, process: str, series: str) -> None:
+    lines = cluster.veneer("logs", process, "--lines", 10_000).splitlines()
+    (address, *_) = (each["address"] for line in lines if (each := _event(line)).get("event") == "metrics")
+    with urllib.request.urlopen(address, timeout=10) as page:  # noqa: S310  # of our own process
+        assert series in page.read().decode()
+
+
+def _event(line: str) -> dict[str, str]:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def test_a_sweep_is_a_job_for_each_combination_set_side_by_side(cluster: Any, folder: Path) -> None:
