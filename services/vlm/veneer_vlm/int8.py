@@ -2,7 +2,8 @@
 
 Owns quantisation and the integer product: weights symmetric with a scale an output, packed once for oneDNN; activations
 symmetric with a scale a token, found as they come (as in https://arxiv.org/abs/2208.07339, without its outliers). The
-sums are integers, and exact: what a token gets depends on no other token of its pass, however many there are.
+sums are integers, and exact: what a token gets depends on no other token of its pass, however many there are. A CPU
+without VNNI adds pairs of products in sixteen bits, which saturate: there activations go in two halves of four bits.
 
 A head that has its distinct rows found (`head`) keeps them as they are: they are few.
 """
@@ -16,6 +17,8 @@ from veneer_vlm.model import VisionLanguageModel
 
 _GREATEST = 127
 _ZERO_POINT = 128  # oneDNN's products take unsigned activations
+_HALF = 16
+SATURATES = not torch.cpu._is_vnni_supported()
 _LEAST_SCALE = 1e-10  # a token of zeros has no scale of its own
 
 
@@ -64,22 +67,24 @@ class Int8Kernel:
     def __call__(self, input_T_I: Tensor) -> Tensor:
         """The product, (T, O), in the input's dtype."""
         integers_T_I, scale_T_1 = quantised(input_T_I)
-        sums_T_O = torch.ops.onednn.qlinear_pointwise(
-            integers_T_I.add_(_ZERO_POINT).to(torch.uint8),
-            1.0,
-            _ZERO_POINT,
-            self._packed,
-            self._scale_O,
-            self._zero_O,
-            None,
-            1.0,
-            0,
-            torch.float32,
-            "none",
-            [],
-            "",
-        )
+        if SATURATES:
+            high_T_I = integers_T_I.div(_HALF).round_()
+            low_T_I = integers_T_I - _HALF * high_T_I
+            ones_O = torch.ones_like(self._scale_O)  # so that the halves' sums are exact in float32 too
+            sums_T_O = self._sums(low_T_I, ones_O).add_(self._sums(high_T_I, ones_O), alpha=_HALF).mul_(self._scale_O)
+        else:
+            sums_T_O = self._sums(integers_T_I, self._scale_O)
         output_T_O: Tensor = sums_T_O.mul_(scale_T_1)
         if self._bias_O is not None:
             output_T_O += self._bias_O
         return output_T_O.to(input_T_I.dtype)
+
+    def _sums(self, integers_T_I: Tensor, scale_O: Tensor) -> Tensor:
+        """The integer product times a scale an output, (T, O) in float32; integers within ±16 where sums saturate."""
+        zero_point = _HALF if SATURATES else _ZERO_POINT
+        unsigned_T_I = (integers_T_I + zero_point).to(torch.uint8)
+        scales = (1.0, zero_point, self._packed, scale_O, self._zero_O)
+        sums_T_O: Tensor = torch.ops.onednn.qlinear_pointwise(
+            unsigned_T_I, *scales, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return sums_T_O
