@@ -61,6 +61,8 @@ class Int8Kernel:
         integers_O_I, scale_O_1 = quantised(weight_O_I)
         self._packed = torch.ops.onednn.qlinear_prepack(integers_O_I.to(torch.int8), None)
         self._scale_O = scale_O_1.squeeze(-1).contiguous()
+        # Halves are scaled once they are added: till then their sums are exact in float32 too.
+        self._sums_scale_O = torch.ones_like(self._scale_O) if SATURATES else self._scale_O
         self._zero_O = torch.zeros(len(weight_O_I), dtype=torch.int64)
         self._bias_O = bias_O
 
@@ -70,20 +72,19 @@ class Int8Kernel:
         if SATURATES:
             high_T_I = integers_T_I.div(_HALF).round_()
             low_T_I = integers_T_I - _HALF * high_T_I
-            ones_O = torch.ones_like(self._scale_O)  # so that the halves' sums are exact in float32 too
-            sums_T_O = self._sums(low_T_I, ones_O).add_(self._sums(high_T_I, ones_O), alpha=_HALF).mul_(self._scale_O)
+            sums_T_O = self._sums(low_T_I).add_(self._sums(high_T_I), alpha=_HALF).mul_(self._scale_O)
         else:
-            sums_T_O = self._sums(integers_T_I, self._scale_O)
+            sums_T_O = self._sums(integers_T_I)
         output_T_O: Tensor = sums_T_O.mul_(scale_T_1)
         if self._bias_O is not None:
             output_T_O += self._bias_O
         return output_T_O.to(input_T_I.dtype)
 
-    def _sums(self, integers_T_I: Tensor, scale_O: Tensor) -> Tensor:
-        """The integer product times a scale an output, (T, O) in float32; integers within ±16 where sums saturate."""
+    def _sums(self, integers_T_I: Tensor) -> Tensor:
+        """The integer product, scaled unless it is a half's, (T, O) in float32; changes its input."""
         zero_point = _HALF if SATURATES else _ZERO_POINT
-        unsigned_T_I = (integers_T_I + zero_point).to(torch.uint8)
-        scales = (1.0, zero_point, self._packed, scale_O, self._zero_O)
+        unsigned_T_I = integers_T_I.add_(zero_point).to(torch.uint8)
+        scales = (1.0, zero_point, self._packed, self._sums_scale_O, self._zero_O)
         sums_T_O: Tensor = torch.ops.onednn.qlinear_pointwise(
             unsigned_T_I, *scales, None, 1.0, 0, torch.float32, "none", [], ""
         )

@@ -74,7 +74,7 @@ def test_replicas_remember_as_many_tokens_as_memory_has_room_for(available_bytes
 
 
 def test_programs_agree_on_addresses_models_and_order(folder: Folder) -> None:
-    plan = Plan(QWEN, folder, workers=2, replicas=2, cores=8)
+    plan = Plan(QWEN, folder, workers=2, replicas=2, cores=8, kv_tokens=4321)
     started = {program.name: program for program in programs.programs(plan)}
     flags = {
         name: dict(zip(program.command[3::2], program.command[4::2], strict=True))
@@ -90,6 +90,7 @@ def test_programs_agree_on_addresses_models_and_order(folder: Folder) -> None:
     assert flags["dataset"]["--bind"] == flags["replica-1"]["--dataset"] == flags["worker-2"]["--dataset"]
     assert flags["worker-1"]["--models"] == flags["trainer"]["--models"] == "qwen3-vl-2b-instruct=/models/qwen"
     assert flags["trainer"]["--redis"] == f"unix://{folder.root}/valkey/valkey.sock"
+    assert flags["replica-1"]["--kv-tokens"] == "4321"
     assert flags["replica-1"]["--data"] != flags["replica-2"]["--data"]
     assert all(each["--die-with-parent"] == "true" for each in flags.values())
 

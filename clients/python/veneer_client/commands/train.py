@@ -72,7 +72,7 @@ def train(
     if more_axes and not sweep:
         raise typer.BadParameter(f"{more_axes[0]} stands for nothing without --sweep")
     axes = _axes([*(sweep or ()), *(more_axes or ())])
-    if epochs is not None and steps is not None:
+    if (epochs is not None or "epochs" in axes) and (steps is not None or "steps" in axes):
         raise typer.BadParameter("give --epochs or --steps, not both")
     spec = TrainingSpec(
         over_length=OverLength.OVER_LENGTH_SKIP if skip_long else OverLength.OVER_LENGTH_UNSPECIFIED,
