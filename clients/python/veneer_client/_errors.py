@@ -216,6 +216,9 @@ def from_rpc_error(error: grpc.aio.AioRpcError, address: str) -> StatusError:
     code = error.code()
     details = _details(error)
     info = _first(details, error_details_pb2.ErrorInfo)
+    if info is None and code is grpc.StatusCode.CANCELLED:
+        # Not this side's own cancelling, which asyncio raises: the server dropped the call as it stopped.
+        code = grpc.StatusCode.UNAVAILABLE
     retry = _first(details, error_details_pb2.RetryInfo)
     resource = _first(details, error_details_pb2.ResourceInfo)
     request = _first(details, error_details_pb2.BadRequest)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from veneer_client import Cluster, ClusterNotFound, FolderError, Unavailable, _address, _errors
 from veneer_client._calls import Connection, Patience
-from veneer_client._errors import Internal, NotFound, ResourceExhausted
+from veneer_client._errors import Cancelled, Internal, NotFound, ResourceExhausted
 from veneer_client._folder import read_folder, split_of
 from veneer_client._names import adapter_to_ask, full, short, version
 from veneer_client._replicas import Replicas
@@ -177,6 +177,13 @@ def test_a_status_from_elsewhere_keeps_code_and_text() -> None:
     assert (type(error), error.reason, error.message) == (Internal, "UNKNOWN", "text")
     away = _errors.from_rpc_error(rpc_error(grpc.StatusCode.UNAVAILABLE), "here:1")
     assert away.message == "here:1 cannot be reached: text"
+
+
+def test_a_call_that_a_stopping_server_dropped_is_unavailable() -> None:
+    dropped = _errors.from_rpc_error(rpc_error(grpc.StatusCode.CANCELLED), "here:1")
+    assert (type(dropped), dropped.reason) == (Unavailable, "UNAVAILABLE")
+    info = error_details_pb2.ErrorInfo(reason="VERSION_CANCELLED")
+    assert isinstance(_errors.from_rpc_error(rpc_error(grpc.StatusCode.CANCELLED, info), "here:1"), Cancelled)
 
 
 def test_every_status_has_an_exception() -> None:
