@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from veneer_vlm.attention import Attention
 from veneer_vlm.config import TextConfig
-from veneer_vlm.linear import Adapters, FusedLinear, Linear
+from veneer_vlm.linear import Adapters, FusedLinear, Linear, embedding
 from veneer_vlm.rotary import Rotation, rotate, text_rotation
 
 
@@ -103,7 +103,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.recompute = False
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 

@@ -28,6 +28,14 @@ class Adapters(Protocol):
         ...
 
 
+def embedding(rows: int, width: int) -> nn.Embedding:
+    """An embedding without values.
+
+    torch would draw some, and to draw them on the meta device it imports its compiler: two seconds of every process.
+    """
+    return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
+
+
 class FusedLinear(nn.Module):
     """Linears of the checkpoint that read the same input, as one GEMM.
 

@@ -39,12 +39,16 @@ class VisionLanguageModel(nn.Module):
     ) -> "VisionLanguageModel":
         """A model of this shape whose parameters hold nothing yet; `weights` fills them."""
         with torch.device("meta"):
-            model = cls(config).to(dtype)
-        model.to_empty(device=device)
+            model = cls(config)
+        for module in model.modules():
+            # Not by `to_empty`: on the meta device it has torch import its compiler, a second of every process.
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                values = torch.empty(parameter.shape, dtype=dtype, device=device)
+                setattr(module, name, nn.Parameter(values, requires_grad=False))
         if config.tie_word_embeddings:
             # An embedding's weight is a Parameter, though its stub says Tensor.
             model.lm_head.weight = model.language_model.embed_tokens.weight  # type: ignore[assignment]
-        return model.requires_grad_(False).eval()
+        return model.eval()
 
     def slots(self) -> dict[str, Tensor]:
         """Where each tensor of a checkpoint goes, by its name there: views of the parameters."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from veneer_vlm.attention import PackedAttention
 from veneer_vlm.config import VisionConfig
-from veneer_vlm.linear import Adapters, Linear
+from veneer_vlm.linear import Adapters, Linear, embedding
 from veneer_vlm.rotary import Rotation, rotate, vision_rotation
 
 Grid = tuple[int, int, int]
@@ -199,7 +199,7 @@ class VisionTower(nn.Module):
         super().__init__()
         self.config = config
         self.patch_embed = PatchEmbed(config)
-        self.pos_embed = nn.Embedding(config.num_position_embeddings, config.hidden_size)
+        self.pos_embed = embedding(config.num_position_embeddings, config.hidden_size)
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
         self.merger = PatchMerger(config, norm_merged=False)
         self.deepstack_merger_list = nn.ModuleList(
