@@ -17,7 +17,7 @@ from veneer_processing.errors import (
 )
 from veneer_processing.pictures import MAX_PICTURE_PIXELS, decode_image, decode_rgb, open_picture
 from veneer_processing.pixels import DEFAULT_MAX_PIXELS, PixelBounds
-from veneer_processing.processor import Encoded, Processor, TokenCounts
+from veneer_processing.processor import Encoded, Processor, TokenCounts, read_contract
 from veneer_processing.tokenizer import SpecialIds
 
 __all__ = [
@@ -45,4 +45,5 @@ __all__ = [
     "decode_image",
     "decode_rgb",
     "open_picture",
+    "read_contract",
 ]

@@ -19,7 +19,7 @@ from veneer_processing.pictures import PICTURE_RULE
 from veneer_processing.pixels import DEFAULT_MAX_PIXELS, INTERPOLATION, PixelBounds, PixelSettings
 from veneer_processing.positions import rope_positions
 from veneer_processing.template import MASK_RULE, ChatTemplate, shape_of
-from veneer_processing.tokenizer import SpecialIds, Tokenizer
+from veneer_processing.tokenizer import SpecialIds, Tokenizer, tokenizer_digest
 
 _COUNTED_AT_ONCE = 512
 _CACHED_LITERALS = 1024
@@ -90,21 +90,7 @@ class Processor:
         self.special: SpecialIds = tokenizer.special
         self.pixels = pixels
         self.model_bounds = model_bounds
-        self.contract = ProcessingContract(
-            model_digest=model_digest,
-            tokenizer_digest=tokenizer.digest,
-            template_digest=template.digest,
-            min_pixels=pixels.bounds.min_pixels,
-            max_pixels=pixels.bounds.max_pixels,
-            patch_size=pixels.patch_size,
-            merge_size=pixels.merge_size,
-            temporal_patch_size=pixels.temporal_patch_size,
-            interpolation=INTERPOLATION,
-            image_mean=pixels.image_mean,
-            image_std=pixels.image_std,
-            picture_rule=PICTURE_RULE,
-            mask_rule=MASK_RULE,
-        )
+        self.contract = _contract(model_digest, tokenizer.digest, template.digest, pixels)
         self._tokenizer = tokenizer
         self._template = template
         self._literal_length = lru_cache(_CACHED_LITERALS)(lambda text: tokenizer.lengths([text])[0])
@@ -124,12 +110,10 @@ class Processor:
                 token.
         """
         settings = pixel_settings(directory)
-        own = settings.bounds
-        if bounds is None:
-            bounds = PixelBounds(min(own.min_pixels, DEFAULT_MAX_PIXELS), min(own.max_pixels, DEFAULT_MAX_PIXELS))
-        _check_bounds(bounds, own, settings.step)
+        bounds = bounds or _usual_bounds(settings)
+        _check_bounds(bounds, settings.bounds, settings.step)
         template = ChatTemplate(chat_template(directory))
-        return cls(Tokenizer(directory), template, replace(settings, bounds=bounds), own, model_digest)
+        return cls(Tokenizer(directory), template, replace(settings, bounds=bounds), settings.bounds, model_digest)
 
     def under(self, contract: ProcessingContract) -> "Processor":
         """The processor of the same model that follows another contract: one with pixel bounds of its own.
@@ -293,6 +277,45 @@ def _part_with(message: Message, token: str) -> str:
         if isinstance(part, Text) and token in part.text:
             return f".parts[{index}]"
     return ""
+
+
+def read_contract(directory: Path, model_digest: str) -> tuple[ProcessingContract, PixelBounds]:
+    """The contract that `Processor.load` would follow, and the model's own bounds.
+
+    The tokenizer is hashed, not read: that would take most of a second and 100 MB.
+
+    Raises:
+        ModelDirectoryError: a file is missing or unusable, or (TemplateError) its template is.
+    """
+    settings = pixel_settings(directory)
+    template = ChatTemplate(chat_template(directory))
+    pixels = replace(settings, bounds=_usual_bounds(settings))
+    return _contract(model_digest, tokenizer_digest(directory), template.digest, pixels), settings.bounds
+
+
+def _contract(
+    model_digest: str, tokenizer_digest: str, template_digest: str, pixels: PixelSettings
+) -> ProcessingContract:
+    return ProcessingContract(
+        model_digest=model_digest,
+        tokenizer_digest=tokenizer_digest,
+        template_digest=template_digest,
+        min_pixels=pixels.bounds.min_pixels,
+        max_pixels=pixels.bounds.max_pixels,
+        patch_size=pixels.patch_size,
+        merge_size=pixels.merge_size,
+        temporal_patch_size=pixels.temporal_patch_size,
+        interpolation=INTERPOLATION,
+        image_mean=pixels.image_mean,
+        image_std=pixels.image_std,
+        picture_rule=PICTURE_RULE,
+        mask_rule=MASK_RULE,
+    )
+
+
+def _usual_bounds(settings: PixelSettings) -> PixelBounds:
+    own = settings.bounds
+    return PixelBounds(min(own.min_pixels, DEFAULT_MAX_PIXELS), min(own.max_pixels, DEFAULT_MAX_PIXELS))
 
 
 def _check_bounds(bounds: PixelBounds, own: PixelBounds, step: int) -> None:

@@ -51,7 +51,7 @@ class Tokenizer:
             raise ModelDirectoryError(f"{TOKENIZER_FILE}: not a tokenizer: {str(error)[:300]}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self.digest = hashlib.sha256(data).hexdigest()
+        self.digest = _digest(data)
         self.special = SpecialIds(*(self._special_id(f"<|{field.name}|>") for field in fields(SpecialIds)))
         added = self._tokenizer.get_added_tokens_decoder().values()
         control = [each.content for each in added if each.special or re.fullmatch(r"<\|.*\|>", each.content)]
@@ -89,3 +89,12 @@ class Tokenizer:
         if found is None:
             raise ModelDirectoryError(f"{TOKENIZER_FILE}: added_tokens has no {token}")
         return found
+
+
+def tokenizer_digest(directory: Path) -> str:
+    """The `digest` of a directory's tokenizer, which is not read for that; raises ModelDirectoryError."""
+    return _digest(read_bytes(directory, TOKENIZER_FILE))
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from veneer_digests import SafetensorsHeader, model_digest, read_safetensors_header
-from veneer_processing import PixelBounds, ProcessingContract, Processor
+from veneer_processing import PixelBounds, ProcessingContract, read_contract
 from veneer_rpc.errors import NotFound
 from veneer_rpc.names import ModelName
 from veneer_trainer.domain.files import StoredFile
@@ -49,23 +49,17 @@ class ModelDirectories:
         self._details: dict[ModelName, ModelDetails] = {}
         for name, directory in directories.items():
             digest = model_digest(directory)
-            processor = Processor.load(directory, digest)
+            contract, own = read_contract(directory, digest)
             config = json.loads((directory / "config.json").read_bytes())
             headers = [read_safetensors_header(file) for file in sorted(directory.glob("*.safetensors"))]
             linears = _linears(headers)
             context_length = config["text_config"]["max_position_embeddings"]
-            base = BaseModel(name, digest, context_length, processor.model_bounds.max_pixels, linears)
-            self._contracts[name] = processor.contract
+            base = BaseModel(name, digest, context_length, own.max_pixels, linears)
+            self._contracts[name] = contract
             self._details[name] = ModelDetails(
                 base,
                 next(iter(config.get("architectures") or ()), ""),
-                contract_of(
-                    replace(
-                        processor.contract,
-                        min_pixels=processor.model_bounds.min_pixels,
-                        max_pixels=processor.model_bounds.max_pixels,
-                    )
-                ),
+                contract_of(replace(contract, min_pixels=own.min_pixels, max_pixels=own.max_pixels)),
                 sum(math.prod(slot.shape) for header in headers for slot in header.slots.values()),
                 _groups(linears),
                 _small_files(directory),
