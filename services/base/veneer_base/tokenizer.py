@@ -5,6 +5,7 @@ Owns tokenizer.json, tokenizer_config.json and the chat template of an unfolded 
 """
 
 import base64
+import functools
 import hashlib
 import importlib.resources
 import json
@@ -91,6 +92,7 @@ def vocabulary() -> dict[bytes, int]:
     return {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in data.splitlines() if line)}
 
 
+@functools.cache
 def tokenizer_json() -> str:
     """The text of tokenizer.json, byte for byte what Qwen3-VL's checkpoints carry.
 

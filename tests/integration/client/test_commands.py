@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -358,10 +357,11 @@ def test_who_leaves_a_watch_is_told_that_the_job_goes_on(
         trained("train", "digits", "--adapter", "digits")
     cluster.requests.clear()
     outside, inside = os.openpty() if terminal else os.pipe()
-    command = [sys.executable, "-m", "veneer_client", *arguments]
-    # What runs in a shell's background ignores the signal, and so do its children.
-    heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(command, stdout=inside, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
+    # What runs in a shell's background ignores the signal, and so do its children. It is not set back by a function
+    # between fork and exec: what gRPC says of this process's threads there would come out as the child's.
+    heard = "import signal, veneer_client.cli; signal.signal(2, signal.default_int_handler); veneer_client.cli.main()"
+    command = [sys.executable, "-c", heard, *arguments]
+    process = subprocess.Popen(command, stdout=inside, stderr=subprocess.PIPE, text=True)
     end_s = time.monotonic() + 30
     while not cluster.requests["WatchTrainingJob"] and time.monotonic() < end_s:
         time.sleep(0.02)
