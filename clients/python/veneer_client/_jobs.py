@@ -3,7 +3,14 @@
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from veneer.trainer.v1.training_job_pb2 import JobState, TrainingEstimate, TrainingJob, TrainingProgress, TrainingSpec
+from veneer.trainer.v1.training_job_pb2 import (
+    CoTrain,
+    JobState,
+    TrainingEstimate,
+    TrainingJob,
+    TrainingProgress,
+    TrainingSpec,
+)
 from veneer.trainer.v1.training_service_pb2 import (
     CancelTrainingJobRequest,
     CreateTrainingJobRequest,
@@ -135,7 +142,8 @@ class AsyncJobs:
     ) -> Sequence[TrainingJob]:
         """Queues one job for every combination of settings; each publishes a version of the adapter.
 
-        All are checked before the first is queued. `veneer_client.compared` sets them side by side once they ended.
+        All are checked before the first is queued. They may share passes over the base, unless `spec` says otherwise.
+        `veneer_client.compared` sets them side by side once they ended.
 
         Args:
             dataset: as in `train`.
@@ -147,7 +155,9 @@ class AsyncJobs:
         Raises:
             ValueError: the axes are not those of a sweep.
         """
-        orders = [order | chosen for chosen in combinations(axes)]
+        spec = TrainingSpec(co_train=CoTrain.CO_TRAIN_ALLOWED)
+        spec.MergeFrom(order.pop("spec", None) or TrainingSpec())
+        orders = [order | chosen | {"spec": spec} for chosen in combinations(axes)]
         checked = [await self.train(dataset, adapter, validate_only=True, **each) for each in orders]
         return checked if validate_only else [await self.train(dataset, adapter, **each) for each in orders]
 

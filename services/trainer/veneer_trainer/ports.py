@@ -131,6 +131,9 @@ class WorkQueue(Protocol):
     def take(self, worker: str, can_run: Callable[[Lane], bool]) -> str | None:
         """Takes the next work out of the lanes that a worker can run; no two callers get the same."""
 
+    def lanes(self) -> frozenset[Lane]:
+        """Returns the lanes in which work waits; one whose last work was just taken may still be among them."""
+
     def put_back(self, uid: str) -> None:
         """Lets taken work wait again, at the end of its lane; does nothing for work that is not taken."""
 

@@ -127,3 +127,17 @@ def test_no_two_callers_take_the_same(queue: WorkQueue) -> None:
         assert sum(added) == len(uids)
         taken = [uid for some in pool.map(lambda _: drain(queue), range(8)) for uid in some]
     assert Counter(taken) == Counter(uids)
+
+
+def test_lanes_are_those_where_something_waits(queue: WorkQueue) -> None:
+    other = replace(LANE, tenant="other", shares="0a1b")
+    queue.add("a", LANE)
+    queue.add("b", other)
+    assert queue.lanes() == {LANE, other}
+    queue.take("w", lambda lane: lane == other)
+    queue.forget("b")
+    assert queue.lanes() == {LANE}
+
+
+def test_a_lane_of_before_jobs_shared_is_read() -> None:
+    assert Lane.parse("acme|trainingJobs|normal|d1|float32|2") == LANE

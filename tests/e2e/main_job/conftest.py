@@ -59,7 +59,7 @@ class Cluster:
 
     def kill_child(self, name: str) -> None:
         """kill -9 of what a process started."""
-        for child in psutil.Process(self.process(name).pid).children():
+        for child in psutil.Process(self.process(name).pid).children(recursive=True):
             child.kill()
 
     def until(self, holds: Callable[[], Any], within_s: float = 100) -> None:
@@ -76,11 +76,11 @@ class Cluster:
 
 
 @contextmanager
-def running(*flags: object) -> Iterator[Cluster]:
-    """A cluster of its own; what it leaves is removed."""
+def running(*flags: object, **variables: str) -> Iterator[Cluster]:
+    """A cluster of its own, its services' settings in variables; what it leaves is removed."""
     root = Path(tempfile.mkdtemp(prefix="veneer-e2e-"))
     try:
-        veneer("up", "--detach", *flags, directory=root)
+        veneer("up", "--detach", *flags, directory=root, **variables)
         folder = Folder(root)
         pids = [process.pid for process in folder.read_state().processes]  # type: ignore[union-attr]
         with Client(directory=root) as client:

@@ -422,13 +422,15 @@ class Worker:
     name: str = "w1"
     leases: list[Any] = field(default_factory=list)
 
-    def acquire(self, wait_s: float = 0.0, timeout_s: float | None = None, **info: Message) -> Answer:
+    def acquire(
+        self, wait_s: float = 0.0, timeout_s: float | None = None, beside: Message = None, **info: Message
+    ) -> Answer:
         values = {
             "worker": self.name, "device": "cpu", "worker_class": "cpu-2x", "dtypes": [model_pb2.DTYPE_FLOAT32],
             "memory_bytes": 1 << 34, "models": [pb.HeldModel(model="models/tiny", digest=self.digest)],
             "code_version": "0.1",
         } | info  # fmt: skip
-        request = pb.AcquireLeaseRequest(worker=pb.WorkerInfo(**values))
+        request = pb.AcquireLeaseRequest(worker=pb.WorkerInfo(**values), beside=beside)
         request.wait.FromMilliseconds(round(wait_s * 1000))
         self.leases.append(self.stub.AcquireLease(request, timeout=timeout_s or wait_s + 20))
         return self.leases[-1]

@@ -97,6 +97,27 @@ def test_a_job_is_created_leased_checkpointed_published_and_finished(
     kit.until(lambda: not datasets.holders)
 
 
+def test_a_job_joins_another_and_lineage_names_both(
+    kit: Kit, trainer: Trainer, worker: Worker, refused: Refused
+) -> None:
+    jobs = trainer.jobs()
+    for name in ("one", "other", "third"):
+        kit.create(jobs, name, co_train=0 if name == "third" else job_pb.CO_TRAIN_ALLOWED)
+    attempt = worker.acquire(wait_s=5).attempt
+    joined = worker.acquire(beside=attempt).attempt
+    assert [each.work for each in (attempt, joined)] == ["trainingJobs/one", "trainingJobs/other"]
+    assert refused(lambda: worker.acquire(beside=attempt)) == (grpc.StatusCode.NOT_FOUND, "NO_WORK")
+    resolved = job_pb.ResolvedTraining(model_digest=worker.digest, dtype=2, device="cpu", total_steps=150)
+    names = ["trainingJobs/one", "trainingJobs/other"]
+    worker.beat(attempt, 1, co_trained_jobs=names)  # before it is resolved it is not heard
+    assert not kit.get(jobs, names[0]).HasField("resolved")
+    worker.beat(attempt, 1, resolved=resolved, co_trained_jobs=names[1:])
+    worker.beat(attempt, 2, co_trained_jobs=names[:1])
+    assert list(kit.get(jobs, names[0]).resolved.co_trained_jobs) == names
+    worker.finish(attempt, released=pb.AttemptReleased())
+    assert refused(lambda: worker.acquire(beside=attempt)) == (grpc.StatusCode.ABORTED, "STALE_TOKEN")
+
+
 def test_what_a_worker_asks_for_after_its_end_is_stale(
     trainer: Trainer, worker: Worker, kit: Kit, refused: Refused
 ) -> None:

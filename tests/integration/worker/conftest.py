@@ -35,8 +35,8 @@ LEASE_S = 2.0
 # A job seconds long, so that there is time to interfere, with everything that a checkpoint must hold: dropout,
 # moments, a schedule, validations and the best adapter so far.
 LONG: dict[str, Any] = {
-    "steps": 40,
-    "validation_interval_steps": 10,
+    "steps": 20,
+    "validation_interval_steps": 5,
     "early_stopping": {"patience": 100},
     "lora": {"dropout": 0.1},
 }
@@ -89,7 +89,10 @@ class Process:
 
     @property
     def children(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children() if self.process.poll() is None else []
+        """A worker's: processes that compute, forked from one that waits to be."""
+        if self.process.poll() is not None:
+            return []
+        return [child for server in psutil.Process(self.process.pid).children() for child in server.children()]
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
@@ -221,6 +224,13 @@ class Cluster:
         events = [json.loads(line) for line in lines if line.startswith("{")]
         return [each["digest"] for each in events if each["event"] == "adapter published" and each["work"] == name]
 
+    def published(self, name: str) -> str:
+        """The one digest of a job that is to succeed."""
+        ended = self.ended(name)
+        assert ended.adapter_version, ended.failure
+        (digest,) = set(self.digests(name))
+        return digest
+
     def at_step(self, name: str, least: int, attempts: int = 1) -> int:
         """Waits until a job's last attempt has come to a step, and trains; returns the step."""
 
@@ -293,13 +303,6 @@ def push(stub: DatasetServiceStub, dataset: str, files: dict[str, list[dict[str,
     *_, last = stub.CreateDatasetVersion(request)
     name: str = last.dataset_version.name
     return name
-
-
-@pytest.fixture
-def worker(cluster: Cluster) -> Iterator[Process]:
-    started = cluster.worker()
-    yield started
-    started.close()
 
 
 @pytest.fixture(scope="session")

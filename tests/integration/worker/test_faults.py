@@ -9,14 +9,14 @@ from .conftest import LONG, Cluster
 
 pytestmark = pytest.mark.timeout(300)  # a process that loads torch takes long on a machine that is busy
 
-SHORT = ["step.gradients:7", "checkpoint.half:20", "adapter.written:1"]
+SHORT = ["step.gradients:4", "checkpoint.half:10", "adapter.written:1"]
 # Twenty in all; a job in which the third child in a row died without a checkpoint would be buried.
 CAMPAIGN = [
-    ["rows.loaded:1", "step.gradients:13", "checkpoint.made:25", "adapter.written:1"],
-    ["step.gradients:1", "checkpoint.half:8", "validation.done:1", "step.moved:39"],
-    ["step.moved:1", "checkpoint.made:3", "step.gradients:23", "validation.done:3"],
-    ["checkpoint.half:1", "step.moved:5", "checkpoint.half:19", "step.gradients:40"],
-    ["checkpoint.made:1", "step.gradients:2", "step.moved:17", "checkpoint.made:39"],
+    ["rows.loaded:1", "step.gradients:7", "checkpoint.made:13", "adapter.written:1"],
+    ["step.gradients:1", "checkpoint.half:5", "validation.done:1", "step.moved:19"],
+    ["step.moved:1", "checkpoint.made:3", "step.gradients:12", "validation.done:3"],
+    ["checkpoint.half:1", "step.moved:4", "checkpoint.half:10", "step.gradients:20"],
+    ["checkpoint.made:1", "step.gradients:2", "step.moved:9", "checkpoint.made:19"],
 ]
 
 

@@ -9,7 +9,7 @@ from veneer_trainer.adapters.model_directories import ModelDirectories
 from veneer_trainer.domain.adapters import AdapterVersion
 from veneer_trainer.domain.admission import Admission
 from veneer_trainer.domain.jobs import Contract
-from veneer_trainer.domain.spec import OverLength, PlannedEvaluation, TrainingSpec
+from veneer_trainer.domain.spec import CoTrain, Lora, OverLength, PlannedEvaluation, TrainingSpec
 from veneer_trainer.domain.targets import Linear
 from veneer_trainer.domain.workers import Calibration, StepCost, Worker, Workers
 from veneer_trainer.ports import BaseModel, SplitFacts, VersionFacts
@@ -68,6 +68,18 @@ def test_rows_that_are_too_long_refuse_the_job_with_their_count_and_what_would_f
         admission().admit("acme", dataclasses.replace(SPEC, **better))
     long = dataclasses.replace(FACTS, histogram=((0, 20), (513, 100)))
     assert admission(long).judge("acme", SPEC).estimate.over_length_rows == 80
+
+
+def test_only_jobs_that_allow_it_share_and_only_with_their_like() -> None:
+    def shares(co_train: CoTrain = CoTrain.ALLOWED, targets: tuple[str, ...] = ("q_proj",), pixels: int = 9_000) -> str:
+        spec = dataclasses.replace(
+            SPEC, max_length=700, co_train=co_train, lora=Lora(target_modules=targets), max_pixels=pixels
+        )
+        return admission().admit("acme", spec).needs.shares
+
+    assert shares(CoTrain.FORBIDDEN) == ""
+    assert shares() == shares()
+    assert len({shares(), shares(pixels=8_000), shares(targets=("attention",)), ""}) == 4
 
 
 def test_counts_by_another_contract_do_not_count() -> None:

@@ -213,3 +213,53 @@ def test_resume_and_retry_take_nothing_from_a_worker(bench: Bench) -> None:
             act(work.ref)
     assert control.cancel(work.ref).state is State.CANCELLING
     assert control.cancel(work.ref).state is State.CANCELLING
+
+
+def test_only_work_that_may_share_joins_what_a_worker_has_begun(bench: Bench) -> None:
+    begun, alike, other, alone = (bench.submit(shares=shares) for shares in ("s", "s", "t", ""))
+    for work in (begun, alike, other, alone):
+        bench.dispatch.settle(work)
+    held = bench.dispatch.acquire(WORKER, KINDS)
+    assert held is not None
+    assert held.uid == begun.uid
+    joined = bench.dispatch.acquire(WORKER, KINDS, beside=held)
+    assert joined is not None
+    assert joined.uid == alike.uid
+    assert bench.dispatch.acquire(WORKER, KINDS, beside=held) is None
+    solo = [bench.dispatch.acquire(WORKER, KINDS) for _ in range(2)]
+    assert [work and work.uid for work in solo] == [other.uid, alone.uid]
+    assert solo[1] is not None
+    assert bench.dispatch.acquire(WORKER, KINDS, beside=solo[1]) is None
+
+
+@pytest.mark.parametrize(
+    ("tenant", "priority", "joins"),
+    [("acme", "normal", True), ("acme", "low", True), ("acme", "high", False), ("else", "normal", False),
+     ("else", "low", True), ("else", "high", False)],
+)  # fmt: skip
+def test_nobody_joins_before_somebody_whose_turn_comes_sooner(
+    bench: Bench, tenant: str, priority: str, *, joins: bool
+) -> None:
+    begun, alike = bench.submit(shares="s"), bench.submit(shares="s")
+    bench.dispatch.settle(begun)
+    held = bench.dispatch.acquire(WORKER, KINDS)
+    bench.dispatch.settle(alike)
+    bench.queue.add("another", Lane(tenant, "trainingJobs", priority, "digest", "", 0))
+    got = bench.dispatch.acquire(WORKER, KINDS, beside=held)
+    assert (got is not None) == joins
+    bench.queue.add("elsewhere", Lane("else", "trainingJobs", "normal", "of another worker", "", 0))
+    if joins:
+        another = bench.submit(shares="s")
+        bench.dispatch.settle(another)
+        assert bench.dispatch.acquire(WORKER, KINDS, beside=held) is not None
+
+
+def test_what_was_lost_once_trains_alone(bench: Bench) -> None:
+    work = bench.submit(shares="s")
+    bench.dispatch.settle(work)
+    bench.dispatch.acquire(WORKER, KINDS)
+    bench.sweep(0)
+    bench.sweep(11)
+    lost = bench.store.get(work.ref)
+    assert Lane.of(work).shares == "s"
+    assert (lost.deaths, Lane.of(lost).shares) == (1, "")

@@ -9,18 +9,27 @@ from pathlib import Path
 import pytest
 
 from veneer_trainer.worker import folders
-from veneer_trainer.worker.messages import Delegation, Failed, Stop, Trained, frame, read_from_child, read_from_parent
+from veneer_trainer.worker.messages import (
+    Delegation,
+    Failed,
+    Stop,
+    Told,
+    Trained,
+    frame,
+    read_from_child,
+    read_from_parent,
+)
 
 
 def test_messages_to_the_child() -> None:
     ours, theirs = socket.socketpair()
     long = Delegation("d" * 300_000)  # more than the socket takes at once
-    sender = threading.Thread(target=ours.sendall, args=(frame(Stop()) + frame(long),))
+    sender = threading.Thread(target=ours.sendall, args=(frame(Stop("here")) + frame(long),))
     sender.start()
-    assert read_from_parent(theirs) == Stop()
+    assert read_from_parent(theirs) == Stop("here")
     assert read_from_parent(theirs) == long
     sender.join()
-    ours.sendall(frame(Stop())[:6])
+    ours.sendall(frame(Stop("here"))[:6])
     ours.close()
     assert read_from_parent(theirs) is None  # cut off within a message
     theirs.close()
@@ -29,7 +38,7 @@ def test_messages_to_the_child() -> None:
 async def test_messages_from_the_child() -> None:
     ours, theirs = socket.socketpair()
     reader, writer = await asyncio.open_unix_connection(sock=ours)
-    sent = [Failed("ROW_UNUSABLE", "行 3", transient=False), Trained("/tmp/a", "ab" * 32, b"\x00\xff")]  # noqa: S108
+    sent = [Failed("ROW_UNUSABLE", "行 3", transient=False), Told("here", Trained("there", "ab" * 32, b"\x00\xff"))]
     theirs.sendall(b"".join(map(frame, sent)))
     assert [await read_from_child(reader), await read_from_child(reader)] == sent
     theirs.sendall(frame(sent[0])[:-1])

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from veneer_trainer.worker.loop import learner
+from veneer_trainer.worker.loop import group, learner
 from veneer_trainer.worker.loop.learner import Turn, learn_together
+from veneer_trainer.worker.refusal import Refused
 
 Bench = Run = Message = Any  # classes of conftest.py; fields of a spec
 STEPS = 5
@@ -91,7 +92,7 @@ def test_what_is_not_finite_in_one_changes_nothing_in_the_others(bench: Bench, v
     )
     assert first is None
     assert third is None
-    assert refused is not None
+    assert isinstance(refused, Refused)
     assert refused.reason == "NON_FINITE_LOSS"
     assert all(torch.equal(before[name].nan_to_num(), w.nan_to_num()) for name, w in together[1].weights().items())
     assert all(tensor.grad is None for _, tensor in together[1].state.adapter.tensors())
@@ -100,6 +101,21 @@ def test_what_is_not_finite_in_one_changes_nothing_in_the_others(bench: Bench, v
         assert together[job].state.figures.loss == pytest.approx(alone[job].state.figures.loss, abs=1e-4)
         weights, theirs = alone[job].weights(), together[job].weights()
         assert max((weights[name] - theirs[name]).abs().max().item() for name in weights) < 1e-4
+
+
+def test_a_pass_that_cannot_be_computed_ends_its_own_job_alone(bench: Bench) -> None:
+    together, alone = runs(bench, "decoder"), runs(bench, "decoder")
+    taken = [steps(bench, run, job)[0] for job, run in enumerate(together)]
+    taken[1].passes[-1].ids_T[-1] = 1 << 30  # a token that the base does not have
+    turns = [Turn(run.learner, step, 1e-2) for run, step in zip(together, taken, strict=True)]
+    before = together[1].weights()
+    first, broken, third = group._learn(turns)
+    assert isinstance(broken, IndexError)
+    assert (first, third) == (None, None)
+    assert all(torch.equal(before[name], weight) for name, weight in together[1].weights().items())
+    for job in (0, 2):
+        alone[job].learner.learn(steps(bench, alone[job], job)[0], 1e-2)
+        assert together[job].state.figures == alone[job].state.figures
 
 
 def test_jobs_join_and_leave_between_steps(bench: Bench) -> None:

@@ -48,6 +48,11 @@ class MemoryQueue:
             self._taken[uid] = self._waiting.pop(uid)
             return uid
 
+    def lanes(self) -> frozenset[Lane]:
+        """See WorkQueue."""
+        with self._lock:
+            return frozenset(self._waiting.values())
+
     def put_back(self, uid: str) -> None:
         """See WorkQueue."""
         with self._lock:

@@ -139,6 +139,11 @@ class RedisQueue:
         return uid
 
     @_reached()
+    def lanes(self) -> frozenset[Lane]:
+        """See WorkQueue."""
+        return frozenset(map(Lane.parse, self._redis.smembers(_LANES)))
+
+    @_reached()
     def put_back(self, uid: str) -> None:
         """See WorkQueue."""
         self._put_back([_PLACES], [uid, _STREAM, _GROUP])

@@ -59,6 +59,7 @@ SCHEMA = Schema(
             "CREATE TABLE last_token (value BIGINT NOT NULL)",
             "INSERT INTO last_token VALUES (0)",
         ),
+        ("ALTER TABLE work ADD COLUMN shares TEXT NOT NULL DEFAULT ''",),
     ),
 )
 
@@ -107,7 +108,8 @@ class SqlWorkStore:
                 "uid": new.uid, "tenant": new.ref.tenant, "kind": new.ref.kind.value, "id": new.ref.id,
                 "work_order": new.order, "subject": new.subject, "priority": new.priority.value,
                 "model_digest": new.needs.model_digest, "dtype": new.needs.dtype,
-                "memory_bytes": new.needs.memory_bytes, "dataset_version": new.dataset_version,
+                "memory_bytes": new.needs.memory_bytes, "shares": new.needs.shares,
+                "dataset_version": new.dataset_version,
                 "held_dataset": bool(new.dataset_version), "state": State.QUEUED.value,
                 "outcome": "", "progress": "", "failure": "", "revision": 1, "delay_s": 0.0,
                 "created_s": now_s, "queued_s": now_s, "updated_s": now_s,
@@ -308,12 +310,13 @@ class SqlWorkStore:
 
 def _work(row: Row[Any]) -> Work:
     columns = row._asdict()
+    needs = Needs(*map(columns.pop, ("model_digest", "dtype", "memory_bytes", "shares")))
     ref = WorkRef(columns.pop("tenant"), WorkKind(columns.pop("kind")), columns.pop("id"))
     return Work(
         ref=ref,
         order=columns.pop("work_order"),
         priority=Priority(columns.pop("priority")),
-        needs=Needs(columns.pop("model_digest"), columns.pop("dtype"), columns.pop("memory_bytes")),
+        needs=needs,
         state=State(columns.pop("state")),
         failure=_failure(columns.pop("failure")),
         **columns,

@@ -57,6 +57,7 @@ def beat_from_proto(message: _pb.HeartbeatRequest) -> Beat:
         message.share_done,
         resolved_from_proto(message.resolved) if message.HasField("resolved") else None,
         tuple(map(progress_from_proto, message.earlier)),
+        tuple(message.co_trained_jobs),
     )
 
 

@@ -111,12 +111,16 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
     ) -> _pb.Lease:
         worker = worker_from_proto(request.worker)
         kinds = kinds_from_proto(request.kinds, self._fillers)
-        self._workers.announce(worker)
+        beside = None
+        if request.HasField("beside"):
+            beside, _ = await asyncio.to_thread(self._attempts.held_by, _key(request.beside))
+        else:
+            self._workers.announce(worker)
         over_s = time.monotonic() + min(seconds(request.wait), _MAX_WAIT_S)
         with self._changes.of(WAITING_WORK) as event:
             while True:
                 event.clear()
-                work = await self._acquire(worker, kinds)
+                work = await self._acquire(worker, kinds, beside)
                 if work is not None:
                     return await asyncio.to_thread(self._lease, work, worker)
                 left_s = over_s - time.monotonic()
@@ -124,9 +128,9 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
                     raise NotFound("NO_WORK", f"nothing waits that {worker.name} can do")
                 await changed(event, min(left_s, _LOOK_S))
 
-    async def _acquire(self, worker: Worker, kinds: set[WorkKind]) -> Work | None:
+    async def _acquire(self, worker: Worker, kinds: set[WorkKind], beside: Work | None) -> Work | None:
         """Takes work, and gives it back at once if the worker has gone meanwhile."""
-        taking = asyncio.ensure_future(asyncio.to_thread(self._dispatch.acquire, worker, kinds))
+        taking = asyncio.ensure_future(asyncio.to_thread(self._dispatch.acquire, worker, kinds, beside))
         try:
             return await asyncio.shield(taking)
         except asyncio.CancelledError:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from veneer_rpc.errors import FailedPrecondition, ResourceExhausted, Violation, invalid
 from veneer_trainer.domain.estimate import estimate
 from veneer_trainer.domain.jobs import Estimate
-from veneer_trainer.domain.spec import Dtype, OverLength, TrainingSpec
+from veneer_trainer.domain.spec import CoTrain, Dtype, OverLength, TrainingSpec
 from veneer_trainer.domain.work import Needs
 from veneer_trainer.domain.workers import Workers
 from veneer_trainer.ports import BaseModel, Datasets, ModelCatalog, Registry, SplitFacts, VersionFacts
@@ -63,7 +64,7 @@ class Admission:
             over = _rows_over(spec.max_length, split, version)
             taken = replace(taken, over_length_rows=over)
         dtype = "" if spec.dtype is Dtype.AUTO else spec.dtype.value
-        return Admitted(spec, taken, Needs(base.digest, dtype, taken.peak_memory_bytes or 0))
+        return Admitted(spec, taken, Needs(base.digest, dtype, taken.peak_memory_bytes or 0, _shares(spec)))
 
     def admit(self, tenant: str, spec: TrainingSpec) -> Admitted:
         """Returns a job that can be accepted.
@@ -162,3 +163,11 @@ def _rows_over(max_length: int, split: SplitFacts, version: VersionFacts) -> int
     others = sum(facts.rows for facts in version.splits.values()) - split.rows
     above = sum(rows for at_least, rows in version.histogram if at_least > max_length)
     return max(1, above - others)
+
+
+def _shares(spec: TrainingSpec) -> str:
+    """What jobs must have in common, beside base and dtype, to share a process, its rows and its passes."""
+    if spec.co_train is not CoTrain.ALLOWED:
+        return ""
+    alike = [str(spec.max_pixels), *sorted(spec.lora.target_modules)]
+    return hashlib.sha256(",".join(alike).encode()).hexdigest()[:16]

@@ -74,12 +74,14 @@ class Beat:
         share_done: of an evaluation or export, 0-1.
         resolved: what the attempt decided for the job.
         earlier: figures since the last sign, before `progress`, oldest first.
+        co_trained_jobs: jobs that have shared passes with this one.
     """
 
     progress: Progress | None = None
     share_done: float = 0.0
     resolved: Resolved | None = None
     earlier: tuple[Progress, ...] = ()
+    co_trained_jobs: tuple[str, ...] = ()
 
 
 class Attempts:
@@ -230,8 +232,12 @@ def _news(work: Work, beat: Beat) -> Changes:
     elif beat.share_done > 0:
         changes["progress"] = msgspec.json.encode({"share_done": beat.share_done}).decode()
         changes["step"] = round(beat.share_done * _SHARES)
-    if beat.resolved is not None:
+    if beat.resolved is not None or beat.co_trained_jobs:
         outcome = job_of(work).outcome
-        if outcome.resolved is None:
-            changes["outcome"] = as_json(replace(outcome, resolved=beat.resolved))
+        resolved = outcome.resolved or beat.resolved
+        if resolved is not None:
+            together = tuple(sorted({*resolved.co_trained_jobs, *beat.co_trained_jobs}))
+            resolved = replace(resolved, co_trained_jobs=together)
+        if resolved != outcome.resolved:
+            changes["outcome"] = as_json(replace(outcome, resolved=resolved))
     return changes

@@ -85,8 +85,13 @@ class Dispatch:
             else:
                 self._queue.forget(work.uid)
 
-    def acquire(self, worker: Worker, kinds: Collection[WorkKind]) -> Work | None:
+    def acquire(self, worker: Worker, kinds: Collection[WorkKind], beside: Work | None = None) -> Work | None:
         """Leases the next work that a worker can do; None when there is none.
+
+        Args:
+            worker: asks.
+            kinds: of work that it wants.
+            beside: what it does already; then only work that may join that.
 
         Raises:
             Unavailable: the queue cannot be reached.
@@ -98,7 +103,11 @@ class Dispatch:
             def can_run(lane: Lane) -> bool:
                 return lane.kind in wanted and leased[lane.tenant] < self._max_leased and worker.can_run(lane)
 
-            while (uid := self._queue.take(worker.name, can_run)) is not None:
+            lanes: Callable[[Lane], bool] = can_run
+            if beside is not None:
+                begun, waiting = Lane.of(beside), set(filter(can_run, self._queue.lanes()))
+                lanes = {lane for lane in waiting if lane.may_join(begun, waiting)}.__contains__
+            while (uid := self._queue.take(worker.name, lanes)) is not None:
                 failpoint("lease.taken")
                 work = self._lease(uid, worker.name)
                 with _queue_may_be_away():

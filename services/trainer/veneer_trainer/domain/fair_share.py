@@ -7,7 +7,7 @@ at the present, so that idling saves nothing up.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
 from typing import Self
 
@@ -21,7 +21,8 @@ _GIB = 1 << 30
 class Lane:
     """Waiting work that is alike to a scheduler: of one tenant, kind and priority, for the same workers.
 
-    Needed memory is counted in whole GiB, so that there are few lanes.
+    Needed memory is counted in whole GiB, so that there are few lanes. What was lost once shares with nobody any more:
+    it would take the others down with it again.
     """
 
     tenant: str
@@ -30,6 +31,7 @@ class Lane:
     model_digest: str
     dtype: str
     memory_gib: int
+    shares: str = ""
 
     def __str__(self) -> str:
         return "|".join(str(part) for part in astuple(self))
@@ -37,8 +39,8 @@ class Lane:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Reads what `str` wrote."""
-        tenant, kind, priority, model_digest, dtype, memory_gib = text.split("|")
-        return cls(tenant, kind, priority, model_digest, dtype, int(memory_gib))
+        tenant, kind, priority, model_digest, dtype, memory_gib, *shares = text.split("|")  # none in older queues
+        return cls(tenant, kind, priority, model_digest, dtype, int(memory_gib), *shares)
 
     @classmethod
     def of(cls, work: Work) -> Self:
@@ -51,6 +53,26 @@ class Lane:
             needs.model_digest,
             needs.dtype,
             -(-needs.memory_bytes // _GIB),
+            "" if work.retries or work.deaths else needs.shares,
+        )
+
+    def may_join(self, other: Lane, waiting: Iterable[Lane]) -> bool:
+        """Says whether this lane's work may share the passes of another's, which a worker has begun.
+
+        Only one tenant's do, and only while nothing waits for that worker whose turn would come sooner: sharing makes
+        nobody wait.
+
+        Args:
+            other: the lane of what is trained.
+            waiting: all that the worker could do next.
+        """
+        alike = ("tenant", "kind", "model_digest", "dtype", "shares")
+        if not self.shares or any(getattr(self, name) != getattr(other, name) for name in alike):
+            return False
+        return not any(
+            (lane.tenant != self.tenant or _RANKS[lane.priority] < _RANKS[self.priority])
+            and (lane.priority != "low" or self.priority == "low")
+            for lane in waiting
         )
 
 

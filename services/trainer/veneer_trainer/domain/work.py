@@ -39,11 +39,15 @@ class WorkRef:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a worker must have to do the work; empty and 0 ask for nothing."""
+    """What a worker must have to do the work; empty and 0 ask for nothing.
+
+    `shares` is alike for works that may share a worker's passes over the base; empty for one that trains alone.
+    """
 
     model_digest: str = ""
     dtype: str = ""
     memory_bytes: int = 0
+    shares: str = ""
 
 
 @dataclass(frozen=True, slots=True)

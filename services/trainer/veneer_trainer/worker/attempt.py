@@ -84,6 +84,7 @@ class Attempt:
         self._answer_s = max(lease.lease_duration.ToNanoseconds() / 1e9, interval_s)
         self._resolved: training_job_pb2.ResolvedTraining | None = None
         self._progress: list[training_job_pb2.TrainingProgress] = []  # not told yet, oldest first
+        self._shared: list[str] = []  # in every heartbeat: it counts for nothing before the decision is told
         self._share_done = self._told_share = 0.0
         self._hurry = asyncio.Event()
 
@@ -95,6 +96,10 @@ class Attempt:
     def resolve(self, resolved: training_job_pb2.ResolvedTraining) -> None:
         """Has the next heartbeat say what was decided for the job."""
         self._resolved = resolved
+
+    def shared(self, jobs: list[str]) -> None:
+        """Has heartbeats say which jobs have shared passes with this one."""
+        self._shared = jobs
 
     def progress(self, progress: training_job_pb2.TrainingProgress) -> None:
         """Has the next heartbeat carry figures of training; of those that wait the newest hundred."""
@@ -155,7 +160,7 @@ class Attempt:
 
     async def _beat(self, call: grpc.aio.StreamStreamCall[_pb.HeartbeatRequest, _pb.HeartbeatResponse]) -> None:
         progress, resolved, share_done = self._progress, self._resolved, self._share_done
-        request = _pb.HeartbeatRequest(attempt=self.ref, share_done=share_done)
+        request = _pb.HeartbeatRequest(attempt=self.ref, share_done=share_done, co_trained_jobs=self._shared)
         # A decision is told before the first step is: they never cross.
         if resolved is not None:
             request.resolved.CopyFrom(resolved)

@@ -4,49 +4,52 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import multiprocessing
 import os
+import signal
 import socket
-import sys
 from asyncio import StreamReader, StreamWriter
-from asyncio.subprocess import DEVNULL, Process
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerProcess
 
 from veneer_trainer.worker.messages import ExportTask, Measure, Task, ToChild, ToParent, frame, read_from_child
+
+_FORKS = multiprocessing.get_context("forkserver")
+
+
+def get_ready(threads: int) -> None:
+    """Starts the process that children are forked from: it has imported all that they need, so that they begin at once.
+
+    Args:
+        threads: that they compute with.
+    """
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    # torch imports its compiler, seconds of it, once an optimiser is made.
+    _FORKS.set_forkserver_preload(["veneer_trainer.worker.child", "torch._dynamo", __name__])
+    forkserver.ensure_running()
 
 
 class ChildProcess:
     """A running child; `start` makes one."""
 
-    def __init__(self, process: Process, reader: StreamReader, writer: StreamWriter) -> None:
+    def __init__(self, process: ForkServerProcess, reader: StreamReader, writer: StreamWriter) -> None:
         self._process = process
         self._reader = reader
         self._writer = writer
+        self._over = asyncio.Event()
+        asyncio.get_running_loop().add_reader(process.sentinel, self._over.set)
 
     @classmethod
     async def start(cls, task: Task | Measure | ExportTask, log_level: str) -> ChildProcess:
-        """Starts a child on a task.
-
-        It leads a session of its own, so that a signal to the worker's process group does not end it before it has
-        written its checkpoint; it ends when the worker does.
-        """
+        """Starts a child on a task; it ends when this process does."""
         ours, theirs = socket.socketpair()
         with theirs:
-            environment = os.environ | {"OMP_NUM_THREADS": str(task.threads)}
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "veneer_trainer.worker.child", str(theirs.fileno()), log_level),
-                stdin=DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-                env=environment,
-            )
+            process = _FORKS.Process(target=_child, args=(theirs, log_level))
+            await asyncio.to_thread(process.start)  # waits for the imports
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         child = cls(process, reader, writer)
         child.send(task)
         return child
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
 
     def send(self, message: ToChild) -> None:
         """Sends a message; one to a child that has ended is lost."""
@@ -59,13 +62,22 @@ class ChildProcess:
 
     def kill(self) -> None:
         """Ends it at once."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        # Not by `Process.kill`, which spares a child whose server has died.
+        if not self._writer.is_closing() and self._process.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGKILL)
 
     async def ended(self) -> int:
         """Waits for its end and returns its exit status, negative for a signal."""
-        status = await self._process.wait()
+        await self._over.wait()
+        asyncio.get_running_loop().remove_reader(self._process.sentinel)
         self._writer.close()
         with contextlib.suppress(ConnectionError):
             await self._writer.wait_closed()
-        return status
+        return self._process.exitcode or 0
+
+
+def _child(connection: socket.socket, log_level: str) -> None:
+    from veneer_trainer.worker.child import main  # it takes torch along, which this process does without
+
+    main(connection, log_level)

@@ -1,23 +1,29 @@
-"""The worker's main loop: take a lease, do its work, end it; one at a time, until told to go."""
+"""The worker's main loop: take a lease, do its work, end it, until told to go.
+
+One piece of work at a time, but for training jobs that may share their passes over the base: those are done together.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import grpc
 import structlog
 
-from veneer.trainer.v1 import adapter_service_pb2_grpc, worker_service_pb2, worker_service_pb2_grpc
+from veneer.trainer.v1 import adapter_service_pb2_grpc, training_job_pb2, worker_service_pb2, worker_service_pb2_grpc
 from veneer_rpc.errors import NotFound, VeneerError
 from veneer_rpc.names import ModelName
 from veneer_rpc.status import from_rpc_error
+from veneer_trainer.worker import child_process
 from veneer_trainer.worker.attempt import Abandoned, Attempt, Order, failure
 from veneer_trainer.worker.calibrations import Calibrations
 from veneer_trainer.worker.connections import bearer, open_channel
+from veneer_trainer.worker.crew import Crew
 from veneer_trainer.worker.evaluation import EvaluationWork
 from veneer_trainer.worker.export import ExportWork
 from veneer_trainer.worker.machine import code_version, worker_info
@@ -45,19 +51,20 @@ class Keeper:
         self._digests = digests
         self._token = settings.token_file.read_text("utf-8").strip()
         self._draining = asyncio.Event()
-        self._attempt: Attempt | None = None
+        self._attempts: list[Attempt] = []
+        self._again_s = _AGAIN_S
         self._running: asyncio.Future[None] | None = None
         self._scratch = settings.data / "attempts"
         self._calibrations = Calibrations(settings, digests, code_version())
-        self.monitoring = Monitoring(lambda: self._attempt.latest if self._attempt else None)
+        self.monitoring = Monitoring(lambda: self._attempts[-1].latest if self._attempts else None)
 
     def drain(self) -> None:
         """Has the worker give its work back, with a checkpoint, and end."""
         if self._draining.is_set():
             return
         self._draining.set()
-        if self._attempt is not None:
-            self._attempt.give(Order.RELEASE)
+        for attempt in self._attempts:
+            attempt.give(Order.RELEASE)
         if self._running is not None:
             # A trainer that is away, or a step without end, must not hold the process.
             asyncio.get_running_loop().call_later(self._settings.grace_s, self._running.cancel)
@@ -71,59 +78,77 @@ class Keeper:
     async def _work(self) -> None:
         shutil.rmtree(self._scratch, ignore_errors=True)  # of an earlier process of this name
         self._scratch.mkdir(parents=True)
+        if {_pb.WORK_KIND_TRAINING, _pb.WORK_KIND_EXPORT} & set(self._settings.work_kinds):
+            child_process.get_ready(self._settings.threads)
         channel = open_channel(self._settings.trainer, self._settings.certificates_file)
         service = worker_service_pb2_grpc.WorkerServiceStub(channel)
         self._adapters = adapter_service_pb2_grpc.AdapterServiceStub(channel)
         print(f"veneer_worker {self._settings.name} ready", flush=True)
         try:
             while (lease := await self._lease(service)) is not None:
-                with self.monitoring.attempt(_kind(lease)):
-                    await self._do(service, lease)
+                await self._do_and_what_joins(service, lease)
         finally:
             await channel.close()
 
     async def _lease(self, service: worker_service_pb2_grpc.WorkerServiceAsyncStub) -> _pb.Lease | None:
         """Waits for work, and measures meanwhile; None when the worker is to end."""
-        again_s = _AGAIN_S
         going = asyncio.ensure_future(self._draining.wait())
         measuring = asyncio.ensure_future(self._measure())
         try:
             while not self._draining.is_set():
-                # The trainer takes the lease back of a call that is cancelled.
-                call = service.AcquireLease(self._request(), metadata=bearer(self._token), timeout=_WAIT_S + 10)
-                asked = asyncio.ensure_future(_answer(call))
-                await asyncio.wait([asked, going, measuring], return_when=asyncio.FIRST_COMPLETED)
-                if not asked.done():
-                    call.cancel()
-                    await asyncio.wait([asked])
-                    if self._draining.is_set() and asked.cancelled():
-                        return None
+                if (lease := await self._ask(service, [], [going, measuring])) is not None:
+                    return lease
                 if measuring.done() and not self._draining.is_set():  # the next request says what was measured
                     measuring.result()
                     measuring = asyncio.ensure_future(self._measure())
-                if asked.cancelled():
-                    continue
-                try:
-                    return asked.result()
-                except grpc.RpcError as error:
-                    problem = from_rpc_error(error)
-                    if isinstance(problem, NotFound):
-                        again_s = _AGAIN_S
-                        continue
-                    _log.warning("no lease", reason=problem.reason, problem=problem.message)
-                await asyncio.wait([going], timeout=again_s)
-                again_s = min(2 * again_s, _LONGEST_AGAIN_S)
             return None
         finally:
             going.cancel()
             measuring.cancel()
             await asyncio.wait([measuring])  # its child has ended: the machine is the work's
 
-    def _request(self) -> _pb.AcquireLeaseRequest:
+    async def _ask(
+        self,
+        service: worker_service_pb2_grpc.WorkerServiceAsyncStub,
+        beside: Sequence[_pb.Lease],
+        until: Collection[asyncio.Future[Any]],
+    ) -> _pb.Lease | None:
+        """Asks once for work that joins what is done already; None when there is none, or one of `until` came first."""
+        request = self._request(beside)
+        call = service.AcquireLease(request, metadata=bearer(self._token), timeout=_WAIT_S + 10)
+        asked = asyncio.ensure_future(_answer(call))
+        try:
+            await asyncio.wait([asked, *until], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not asked.done():
+                call.cancel()  # the trainer takes the lease back
+        await asyncio.wait([asked])
+        if asked.cancelled():
+            return None
+        try:
+            lease = asked.result()
+            self._again_s = _AGAIN_S
+            return lease
+        except grpc.RpcError as error:
+            problem = from_rpc_error(error)
+            if isinstance(problem, NotFound):
+                self._again_s = _AGAIN_S
+                return None
+            _log.warning("no lease", reason=problem.reason, problem=problem.message)
+        await asyncio.wait(until, timeout=self._again_s, return_when=asyncio.FIRST_COMPLETED)
+        self._again_s = min(2 * self._again_s, _LONGEST_AGAIN_S)
+        return None
+
+    def _request(self, beside: Sequence[_pb.Lease]) -> _pb.AcquireLeaseRequest:
         settings = self._settings
         info = worker_info(settings.name, settings.threads, self._digests, settings.memory_bytes)
         info.calibrations.extend(self._calibrations.known)
         request = _pb.AcquireLeaseRequest(worker=info, kinds=settings.work_kinds)
+        if beside:
+            request.beside.CopyFrom(beside[0].attempt)
+            # Each is counted with a base of its own: they take less.
+            taken_bytes = sum(lease.training_job.estimate.peak_memory_bytes for lease in beside)
+            request.worker.memory_bytes = max(info.memory_bytes - taken_bytes, 1)
         request.wait.FromMilliseconds(round(_WAIT_S * 1000))
         return request
 
@@ -137,12 +162,41 @@ class Keeper:
                 _log.warning("shape not measured", problem=str(error))
         await asyncio.Event().wait()
 
-    async def _do(
-        self,
-        service: worker_service_pb2_grpc.WorkerServiceAsyncStub,
-        lease: _pb.Lease,
+    async def _do_and_what_joins(
+        self, service: worker_service_pb2_grpc.WorkerServiceAsyncStub, lease: _pb.Lease
     ) -> None:
-        attempt = self._attempt = Attempt(service, self._token, lease)
+        """Does the work, and beside a job that may share its passes those that come to share them."""
+        crew = Crew(self._settings.log_level)
+        doing = {asyncio.create_task(self._do(service, lease, crew)): lease}
+        going = asyncio.ensure_future(self._draining.wait())
+        shares = lease.training_job.spec.co_train == training_job_pb2.CO_TRAIN_ALLOWED
+        try:
+            while doing:
+                if shares and len(doing) < self._settings.co_train_jobs and not going.done():
+                    leases = list(doing.values())
+                    if (joins := await self._ask(service, leases, [going, *doing])) is not None:
+                        doing[asyncio.create_task(self._do(service, joins, crew))] = joins
+                else:
+                    await asyncio.wait(doing, return_when=asyncio.FIRST_COMPLETED)
+                for done in [task for task in doing if task.done()]:
+                    doing.pop(done)
+                    done.result()
+        finally:
+            going.cancel()
+            for task in doing:
+                task.cancel()
+            if doing:
+                await asyncio.wait(doing)
+
+    async def _do(self, service: worker_service_pb2_grpc.WorkerServiceAsyncStub, lease: _pb.Lease, crew: Crew) -> None:
+        with self.monitoring.attempt(_kind(lease)):
+            await self._attend(service, lease, crew)
+
+    async def _attend(
+        self, service: worker_service_pb2_grpc.WorkerServiceAsyncStub, lease: _pb.Lease, crew: Crew
+    ) -> None:
+        attempt = Attempt(service, self._token, lease)
+        self._attempts.append(attempt)
         folder = self._scratch / f"{lease.attempt.work.replace('/', '-')}-{lease.attempt.fencing_token}"
         folder.mkdir()
         if self._draining.is_set():
@@ -150,7 +204,7 @@ class Keeper:
         _log.info("attempt begins", work=lease.attempt.work, token=lease.attempt.fencing_token)
         beats = asyncio.create_task(attempt.keep_alive())
         try:
-            outcome = await self._outcome(service, attempt, lease, folder)
+            outcome = await self._outcome(service, attempt, lease, folder, crew)
             if outcome is not None:
                 await attempt.finish(**outcome)
                 self.monitoring.ended(_kind(lease), next(iter(outcome)))
@@ -161,7 +215,7 @@ class Keeper:
             self.monitoring.ended(_kind(lease), "refused")
             _log.error("attempt not finished", work=lease.attempt.work, reason=error.reason, problem=error.message)
         finally:
-            self._attempt = None
+            self._attempts.remove(attempt)
             beats.cancel()
             await asyncio.wait([beats], timeout=_BEATS_S)
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
@@ -172,6 +226,7 @@ class Keeper:
         attempt: Attempt,
         lease: _pb.Lease,
         folder: Path,
+        crew: Crew,
     ) -> dict[str, object] | None:
         """Does the work; returns the outcome to tell, None where there is nobody to tell."""
         try:
@@ -179,7 +234,7 @@ class Keeper:
                 case "training_job":
                     self._calibrations.want(lease.training_job.spec)
                     training = TrainingWork(
-                        self._settings, self._digests, service, self._adapters, attempt, lease, folder
+                        self._settings, self._digests, service, self._adapters, attempt, lease, folder, crew
                     )
                     return await training.run()
                 case "evaluation":

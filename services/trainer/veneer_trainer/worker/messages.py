@@ -16,7 +16,7 @@ MAX_FRAME_BYTES = 64 << 20
 
 
 class Task(msgspec.Struct, tag=True, frozen=True):
-    """First to the child: the job, and where everything is.
+    """To the child, first and perhaps again: a job, and where everything is. Its folder names it on the socket.
 
     Attributes:
         job: a serialised TrainingJob.
@@ -102,7 +102,15 @@ class ExportTask(msgspec.Struct, tag=True, frozen=True):
 
 
 class Stop(msgspec.Struct, tag=True, frozen=True):
-    """To the child: make a checkpoint after the step, and stop."""
+    """To the child: make a checkpoint of the job after the step, and stop it."""
+
+    folder: str
+
+
+class Leave(msgspec.Struct, tag=True, frozen=True):
+    """To the child: drop the job after the step; nobody listens to it any more."""
+
+    folder: str
 
 
 class Delegation(msgspec.Struct, tag=True, frozen=True):
@@ -128,6 +136,12 @@ class CheckpointMade(msgspec.Struct, tag=True, frozen=True):
 
     step: int
     folder: str
+
+
+class Shared(msgspec.Struct, tag=True, frozen=True):
+    """From the child: names of jobs that have shared passes with this one, itself included."""
+
+    jobs: list[str]
 
 
 class Stopped(msgspec.Struct, tag=True, frozen=True):
@@ -170,10 +184,18 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
     transient: bool
 
 
-ToChild: TypeAlias = Task | Measure | ExportTask | Stop | Delegation
-ToParent: TypeAlias = (
-    Resolved | Progressed | CheckpointMade | Stopped | Trained | Measured | ShareDone | Exported | Failed
-)
+OfJob: TypeAlias = Resolved | Progressed | CheckpointMade | Shared | Stopped | Trained | Failed
+
+
+class Told(msgspec.Struct, tag=True, frozen=True):
+    """From a child that trains: a message of the job with this folder."""
+
+    folder: str
+    message: OfJob
+
+
+ToChild: TypeAlias = Task | Measure | ExportTask | Stop | Leave | Delegation
+ToParent: TypeAlias = Told | Measured | ShareDone | Exported | Failed
 
 _encode = msgspec.json.Encoder().encode
 _to_child = msgspec.json.Decoder(ToChild)

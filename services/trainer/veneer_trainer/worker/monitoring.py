@@ -28,7 +28,9 @@ class Monitoring:
 
     def __init__(self, progress: Callable[[], training_job_pb2.TrainingProgress | None]) -> None:
         self.registry = CollectorRegistry()
-        self._busy = Gauge("veneer_worker_busy", "1 while work of a kind is done.", ("kind",), registry=self.registry)
+        self._busy = Gauge(
+            "veneer_worker_busy", "Attempts at work of a kind that are under way.", ("kind",), registry=self.registry
+        )
         self._seconds = Counter(
             "veneer_worker_busy_seconds", "Time spent in attempts.", ("kind",), registry=self.registry
         )
@@ -46,11 +48,11 @@ class Monitoring:
     def attempt(self, kind: str) -> Iterator[None]:
         """Notes that an attempt at work of a kind is under way while the block runs."""
         began_s = time.monotonic()
-        self._busy.labels(kind).set(1)
+        self._busy.labels(kind).inc()
         try:
             yield
         finally:
-            self._busy.labels(kind).set(0)
+            self._busy.labels(kind).dec()
             self._seconds.labels(kind).inc(time.monotonic() - began_s)
 
     def ended(self, kind: str, outcome: str) -> None:

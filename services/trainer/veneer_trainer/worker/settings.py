@@ -38,6 +38,7 @@ class WorkerSettings(Settings):
     cache_bytes: int = setting("Most memory for rows, and again for features of pictures.", 2 << 30, 0)
     memory_bytes: int = setting("Memory that work may use; 0 for all of the machine's.", 0, 0)
     feature_disk_bytes: int = setting("Most disk for features of pictures, kept from job to job.", 4 << 30, 0)
+    co_train_jobs: int = setting("Most jobs that share passes over the base.", 8, 1, 64)
     calibrate_idle_s: float = setting(
         "Seconds without work before the worker measures what shapes of jobs cost, for estimates.", 5.0, 0, 86_400
     )

@@ -21,17 +21,16 @@ from veneer_rpc.errors import FailedPrecondition, NotFound, VeneerError
 from veneer_rpc.names import ModelName
 from veneer_trainer.worker import adapter_download, folders
 from veneer_trainer.worker.attempt import Abandoned, Attempt, Order, failure
-from veneer_trainer.worker.child_process import ChildProcess
+from veneer_trainer.worker.crew import Crew, Seat
 from veneer_trainer.worker.messages import (
     CheckpointMade,
-    Delegation,
     Failed,
+    OfJob,
     Progressed,
     Resolved,
-    Stop,
+    Shared,
     Stopped,
     Task,
-    ToParent,
     Trained,
 )
 from veneer_trainer.worker.settings import WorkerSettings
@@ -54,6 +53,7 @@ class TrainingWork:
         attempt: the lease.
         lease: what it is about.
         folder: the attempt's own; the caller removes it.
+        crew: whom it trains with.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class TrainingWork:
         attempt: Attempt,
         lease: _pb.Lease,
         folder: Path,
+        crew: Crew,
     ) -> None:
         self._settings = settings
         self._digests = digests
@@ -73,8 +74,10 @@ class TrainingWork:
         self._attempt = attempt
         self._lease = lease
         self._folder = folder
+        self._crew = crew
         self._step = lease.checkpoint.step  # the last that the child told
         self._stepped = False  # whether there is something to lose
+        self._dropped = False  # whether the child's part was ended without its answer
         self._made: CheckpointMade | None = None  # waits to be stored
         self._storing: asyncio.Task[None] | None = None
 
@@ -85,17 +88,15 @@ class TrainingWork:
             Abandoned: the attempt is not ours any more.
             VeneerError: the trainer refuses what the attempt needs.
         """
-        child = await ChildProcess.start(await self._task(), self._settings.log_level)
-        self._attempt.on_delegation = lambda delegation: child.send(Delegation(delegation))
-        child.send(Delegation(self._attempt.delegation))
-        obeying = asyncio.create_task(self._obey(child))
+        seat = await self._crew.join(await self._task())
+        self._attempt.on_delegation = seat.renew
+        seat.renew(self._attempt.delegation)
+        obeying = asyncio.create_task(self._obey(seat))
         try:
-            last = await self._listen(child)
-            status = await child.ended()
-            return await self._outcome(last, status)
+            last = await self._listen(seat)
+            return await self._outcome(last, seat.status)
         finally:
-            child.kill()
-            await child.ended()
+            await seat.leave()
             for task in (obeying, self._storing):
                 if task is not None:
                     task.cancel()
@@ -158,9 +159,9 @@ class TrainingWork:
         await adapter_download.fetch(self._adapters, self._attempt, self._lease.tenant, name, folder)
         return str(folder)
 
-    async def _listen(self, child: ChildProcess) -> ToParent | None:
-        """Passes on what the child says; returns its last word, None where it died without one."""
-        while (message := await child.receive()) is not None:
+    async def _listen(self, seat: Seat) -> OfJob | None:
+        """Passes on what the child says of the job; returns the last word, None where it died without one."""
+        while (message := await seat.heard.get()) is not None:
             match message:
                 case Resolved():
                     self._attempt.resolve(training_job_pb2.ResolvedTraining.FromString(message.resolved))
@@ -170,11 +171,13 @@ class TrainingWork:
                     self._attempt.progress(progress)
                 case CheckpointMade():
                     self._store(message)
+                case Shared():
+                    self._attempt.shared(message.jobs)
                 case _:
                     return message
         return None
 
-    async def _obey(self, child: ChildProcess) -> None:
+    async def _obey(self, seat: Seat) -> None:
         """Has the child do what is ordered."""
         while True:
             await self._attempt.ordered.wait()
@@ -182,9 +185,10 @@ class TrainingWork:
             order = self._attempt.order
             # Without a step there is nothing to keep, and a child that is still loading would not listen.
             if order in (Order.CANCEL, Order.ABANDON) or not self._stepped:
-                child.kill()
+                self._dropped = True
+                await seat.leave()
             else:
-                child.send(Stop())
+                seat.stop()
 
     def _store(self, made: CheckpointMade) -> None:
         """Has a checkpoint stored after the one under way; of several that wait the newest is."""
@@ -215,7 +219,7 @@ class TrainingWork:
             finally:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
-    async def _outcome(self, last: ToParent | None, status: int) -> Outcome | None:
+    async def _outcome(self, last: OfJob | None, status: int) -> Outcome | None:
         order = self._attempt.order
         if order is Order.ABANDON:
             raise Abandoned(self._attempt.ref.work)
@@ -225,7 +229,7 @@ class TrainingWork:
             return {"failed": failure(last.reason, last.message, transient=last.transient)}
         if isinstance(last, Trained):
             return await self._publish(last)
-        if isinstance(last, Stopped) or (order is not Order.CONTINUE and not self._stepped):
+        if isinstance(last, Stopped) or self._dropped:
             if self._storing is not None:
                 await self._storing
             return self._given_back()

@@ -62,9 +62,9 @@ class Learner:
         Raises:
             Refused: NON_FINITE_LOSS; the adapter stays as it was.
         """
-        (refused,) = learn_together([Turn(self, step, rate)])
-        if refused is not None:
-            raise refused
+        (problem,) = learn_together([Turn(self, step, rate)])
+        if problem is not None:
+            raise problem
 
     @torch.no_grad()
     def loss(self, steps: Iterable[Step]) -> float:
@@ -101,6 +101,10 @@ class Learner:
         (targets,) = self._ranks.total(step.targets)
         return round(targets)
 
+    def forget(self) -> None:
+        """Drops the gradients."""
+        self.state.optimizer.zero_grad(set_to_none=True)
+
     def move(self, loss_sum: float, targets: int, rate: float) -> None:
         """Takes the step that the gradients say, and forgets them.
 
@@ -118,7 +122,7 @@ class Learner:
         norm = torch.nn.utils.get_total_norm([tensor.grad for tensor in self._weights if tensor.grad is not None])
         gradient_norm = norm.item()
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
-            optimizer.zero_grad(set_to_none=True)
+            self.forget()
             text = f"loss {loss} and gradient norm {gradient_norm} at step {figures.step + 1}: lower the learning rate"
             raise Refused("NON_FINITE_LOSS", text)
         limit = self.plan.spec.optimizer.max_gradient_norm
@@ -129,7 +133,7 @@ class Learner:
         failpoint("step.gradients")
         optimizer.step()
         failpoint("step.moved")
-        optimizer.zero_grad(set_to_none=True)
+        self.forget()
         figures.step += 1
         figures.loss, figures.gradient_norm = loss, gradient_norm
 
@@ -143,7 +147,7 @@ class Turn:
     rate: float
 
 
-def learn_together(turns: Sequence[Turn]) -> list[Refused | None]:
+def learn_together(turns: Sequence[Turn]) -> list[Exception | None]:
     """Takes one optimiser step of each of several jobs on one base.
 
     Their rows lie in shared passes, sorted by job: one product with the base over all tokens, one with each adapter
@@ -156,6 +160,7 @@ def learn_together(turns: Sequence[Turn]) -> list[Refused | None]:
 
     Raises:
         ValueError: the jobs stand on different bases, or one trains the tower and another does not.
+        Exception: a pass cannot be computed; no adapter was moved.
     """
     learners = [turn.learner for turn in turns]
     if any(each.model is not learners[0].model for each in learners):
@@ -174,14 +179,14 @@ def learn_together(turns: Sequence[Turn]) -> list[Refused | None]:
         )
         for (number, _), losses_N in zip(shared, losses, strict=True):
             sums[number] += losses_N.detach().sum(dtype=torch.float64)
-    refusals: list[Refused | None] = []
+    problems: list[Exception | None] = []
     for turn, loss_sum, count in zip(turns, sums.tolist(), targets, strict=True):
         try:
             turn.learner.move(loss_sum, count, turn.rate)
-            refusals.append(None)
-        except Refused as refused:
-            refusals.append(refused)
-    return refusals
+            problems.append(None)
+        except Exception as problem:
+            problems.append(problem)
+    return problems
 
 
 def _shared_passes(turns: Sequence[Turn]) -> Iterator[list[tuple[int, Pass]]]:

@@ -5,33 +5,31 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 
 import structlog
 import torch
 
-from veneer.dataset.v1 import dataset_pb2
 from veneer.trainer.v1 import model_pb2, training_job_pb2
 from veneer_digests import adapter_digest, tensor_digests
 from veneer_processing import ProcessingContract, Processor
 from veneer_trainer.failpoints import failpoint
 from veneer_trainer.worker.loop.batches import Ahead, Batches
+from veneer_trainer.worker.loop.common import Common
 from veneer_trainer.worker.loop.dataset import Dataset
-from veneer_trainer.worker.loop.feature_files import FeatureFiles, depends_on
-from veneer_trainer.worker.loop.features import FrozenFeatures
 from veneer_trainer.worker.loop.gauges import Gauges
-from veneer_trainer.worker.loop.learner import Learner
-from veneer_trainer.worker.loop.link import Link
+from veneer_trainer.worker.loop.learner import Learner, Turn
+from veneer_trainer.worker.loop.link import JobLink
 from veneer_trainer.worker.loop.plan import Plan, sealed
-from veneer_trainer.worker.loop.rows import LengthRule, Split
+from veneer_trainer.worker.loop.rows import Split
 from veneer_trainer.worker.loop.state import State
-from veneer_trainer.worker.messages import CheckpointMade, Progressed, Resolved, Stopped, Task, Trained
+from veneer_trainer.worker.messages import CheckpointMade, Progressed, Resolved, Stopped, Trained
 from veneer_trainer.worker.refusal import Refused
 from veneer_vlm import peft_folder
 from veneer_vlm.config import ModelConfig
 from veneer_vlm.lora import Adapter
-from veneer_vlm.model import VisionLanguageModel
-from veneer_vlm.weights import load
 
 CONTRACT_FILE = "processing_contract.json"
 _CHECKPOINT_S = 60.0
@@ -39,16 +37,19 @@ _TOLD_S = 0.2  # figures between two steps that are quicker are not told
 _log = structlog.get_logger(__name__)
 
 
-def train(link: Link, task: Task) -> None:
+def train(link: JobLink, common: Common) -> Generator[Turn, Exception | None]:
     """Trains, and tells the worker what it makes.
+
+    Yields:
+        What it brings to each step; it is sent why its adapter was not moved, None where it was.
 
     Raises:
         Refused: the job cannot go on.
         VeneerError, RefusedError, ProcessingError: spec, base or data do not fit one another.
     """
+    task = link.task
     job = training_job_pb2.TrainingJob.FromString(task.job)
     spec, folder = sealed(job), Path(task.folder)
-    torch.set_num_threads(task.threads)
 
     config = ModelConfig.from_directory(Path(task.model_directory))
     plan = Plan.of(spec, config)
@@ -63,16 +64,16 @@ def train(link: Link, task: Task) -> None:
         task.dataset_patience_s,
     )
     facts = dataset.facts()
-    split = _split(dataset, processor, facts, spec, spec.train_split, task.cache_bytes)
+    split = common.split(dataset, processor, facts, spec, spec.train_split)
     if not split.used_rows:
         raise Refused("NO_ROWS", f"split {spec.train_split} has no row of at most {spec.max_length} tokens")
     validation = None
     if spec.validation_split:
-        validation = _split(dataset, processor, facts, spec, spec.validation_split, task.cache_bytes - split.size_bytes)
+        validation = common.split(dataset, processor, facts, spec, spec.validation_split)
     failpoint("rows.loaded")
     total_steps, per_epoch = plan.total_steps(split.used_rows), plan.steps_per_epoch(split.used_rows)
 
-    model = load(Path(task.model_directory), plan.dtype)
+    model, features = common.model(plan.dtype), common.features(plan, processor.contract)
     state = State.fresh(config, plan)
     figures = state.figures
     if task.checkpoint_folder:
@@ -80,7 +81,6 @@ def train(link: Link, task: Task) -> None:
         figures = state.figures
     elif task.initial_folder:
         state.start_from(Path(task.initial_folder), config)
-    features = None if plan.trains_tower else _features(model, plan, processor.contract, task)
     batches = Batches(processor, plan, features.known if features else lambda sha256: None)
     learner, gauges = Learner(model, state, plan, features), Gauges()
     interval = spec.checkpoint_interval_steps or job.resolved.checkpoint_interval_steps
@@ -116,39 +116,41 @@ def train(link: Link, task: Task) -> None:
             figures.waited += 1
         return spec.HasField("early_stopping") and figures.waited >= stopping.patience
 
-    ahead = Ahead(batches.training(split, figures.step, total_steps))
-    for step in ahead:
-        began_s = time.monotonic()
-        rate = plan.learning_rate(figures.step, total_steps)
-        learner.learn(step, rate)
-        now_s = time.monotonic()
-        figures.elapsed_s += now_s - began_s
-        gauges.count(now_s - began_s, step)
-        if not interval:  # as many steps as take about a minute, sealed from now on
-            interval = min(max(1, round(_CHECKPOINT_S / (now_s - began_s))), total_steps)
-        if not is_resolved:
-            is_resolved = True
-            resolved = _resolved(plan, processor.contract, split, total_steps, interval, state.adapter, task.threads)
-            resolved.activation_checkpointing = model.language_model.recompute
-            link.send(Resolved(resolved.SerializeToString()))
-        if every and figures.step % every == 0:
-            over = validate()
-        if now_s - told_s >= _TOLD_S or figures.step == total_steps or over:
-            told_s = now_s
-            tell()
-        if over or figures.step == total_steps:
-            break
-        due = figures.step % interval == 0 or now_s - stored_s > 2 * _CHECKPOINT_S
-        if link.stopping.is_set() or due:
-            if figures.step > stored_step:
-                checkpoint()
-            stored_step, stored_s = figures.step, time.monotonic()
-        if link.stopping.is_set():
-            ahead.close()
-            tell()
-            link.send(Stopped())
-            return
-    ahead.close()
+    with closing(Ahead(batches.training(split, figures.step, total_steps))) as ahead:
+        for step in ahead:
+            began_s = time.monotonic()
+            rate = plan.learning_rate(figures.step, total_steps)
+            problem = yield Turn(learner, step, rate)
+            if problem is not None:
+                raise problem
+            now_s = time.monotonic()
+            figures.elapsed_s += now_s - began_s
+            gauges.count(now_s - began_s, step)
+            if not interval:  # as many steps as take about a minute, sealed from now on
+                interval = min(max(1, round(_CHECKPOINT_S / (now_s - began_s))), total_steps)
+            if not is_resolved:
+                is_resolved = True
+                resolved = _resolved(
+                    plan, processor.contract, split, total_steps, interval, state.adapter, task.threads
+                )
+                resolved.activation_checkpointing = model.language_model.recompute
+                link.send(Resolved(resolved.SerializeToString()))
+            if every and figures.step % every == 0:
+                over = validate()
+            if now_s - told_s >= _TOLD_S or figures.step == total_steps or over:
+                told_s = now_s
+                tell()
+            if over or figures.step == total_steps:
+                break
+            due = figures.step % interval == 0 or now_s - stored_s > 2 * _CHECKPOINT_S
+            if link.stopping.is_set() or due:
+                if figures.step > stored_step:
+                    checkpoint()
+                stored_step, stored_s = figures.step, time.monotonic()
+            if link.stopping.is_set():
+                tell()
+                link.send(Stopped())
+                return
     validate()
     if spec.HasField("early_stopping"):
         state.take_best()
@@ -173,31 +175,6 @@ def write_adapter(adapter: Adapter, contract: ProcessingContract, folder: Path) 
     (folder / CONTRACT_FILE).write_text(text + "\n", "utf-8")
     config = json.loads((folder / peft_folder.CONFIG_FILE).read_text("utf-8"))
     return adapter_digest(tensor_digests(folder / peft_folder.TENSOR_FILE), config, contract.digest)
-
-
-def _split(
-    dataset: Dataset,
-    processor: Processor,
-    facts: dataset_pb2.DatasetVersion,
-    spec: training_job_pb2.TrainingSpec,
-    name: str,
-    cache_bytes: int,
-) -> Split:
-    """Loads a split under the spec's rule for long rows."""
-    rows = {each.split: each for each in facts.splits}
-    if name not in rows:
-        raise Refused("SPLIT_UNKNOWN", f"{spec.dataset_version} has {', '.join(sorted(rows))}, not {name!r}")
-    counted = rows[name].HasField("tokens") and facts.report.contract_digest == processor.contract.digest
-    rule = LengthRule(spec.max_length, spec.over_length == training_job_pb2.OVER_LENGTH_SKIP)
-    split = Split(dataset, processor, name, rows[name].row_count, rule, cache_bytes)
-    split.load(lengths_known=counted and rows[name].tokens.longest_row <= spec.max_length)
-    return split
-
-
-def _features(model: VisionLanguageModel, plan: Plan, contract: ProcessingContract, task: Task) -> FrozenFeatures:
-    about = depends_on(model.visual, task.tenant, contract.digest, plan.numerics(task.threads))
-    files = FeatureFiles(Path(task.feature_folder), task.feature_disk_bytes)
-    return FrozenFeatures(model, task.cache_bytes, files, about)
 
 
 def _resolved(
