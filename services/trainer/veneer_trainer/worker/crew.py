@@ -26,12 +26,13 @@ class Crew:
     async def join(self, task: Task) -> Seat:
         """Has a job trained; `leave` its seat in the end."""
         async with self._coming:
-            seat = self._seats[task.folder] = Seat(self, task.folder)
+            seat = Seat(self, task.folder)
             if self._child is None:
                 self._child = await ChildProcess.start(task, self._log_level)
                 self._hearing = asyncio.create_task(self._hear(self._child))
             else:
                 self._child.send(task)
+            self._seats[task.folder] = seat
         return seat
 
     def send(self, message: Stop | Leave | Delegation) -> None:
@@ -45,16 +46,18 @@ class Crew:
             return
         if self._seats:
             self.send(Leave(folder))
-        elif self._child is not None:
+        elif self._child is not None and self._hearing is not None:
             self._child.kill()
-            if self._hearing is not None:
-                await asyncio.wait([self._hearing])  # to the end, even where the waiting is cut short
+            self._child = None  # who joins from now on gets another
+            await asyncio.wait([self._hearing])  # which goes on to its end where the waiting is cut short
 
     async def _hear(self, child: ChildProcess) -> None:
         while (message := await child.receive()) is not None:
             if isinstance(message, Told) and message.folder in self._seats:
                 self._seats[message.folder].heard.put_nowait(message.message)
         status = await child.ended()
+        if self._child is not child:
+            return
         self._child = None
         for seat in self._seats.values():
             seat.status = status

@@ -60,9 +60,11 @@ class Link:
                 case Task():
                     self._add(message)
                 case Stop():
-                    self._known[message.folder].stopping.set()
+                    if message.folder in self._known:
+                        self._known[message.folder].stopping.set()
                 case Leave():
-                    self._known.pop(message.folder).left.set()
+                    if message.folder in self._known:
+                        self._known.pop(message.folder).left.set()
                 case Delegation():
                     self.delegation = message.delegation
         os._exit(1)  # nobody is left to work for, and the main thread may be deep in a product
