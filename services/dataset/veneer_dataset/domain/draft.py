@@ -70,7 +70,7 @@ class Draft:
             raise Refusal("ANSWER_MISSING" if role == "assistant" else "FIELD_MISSING", json_path, "")
         if len(parts) > MAX_PARTS:
             raise Refusal("PARTS_TOO_MANY", json_path, len(parts))
-        if role != "user" and any(part["type"] == "image" for part in parts):
+        if role != "user" and "image" in [part["type"] for part in parts]:
             raise Refusal("PICTURE_PLACE", json_path, f"a picture in a message of the {role}")
         if len(self.messages) == MAX_MESSAGES:
             raise ResourceExhausted("TOO_MANY_MESSAGES", f"a row has more than {MAX_MESSAGES} messages, the limit")
@@ -94,6 +94,8 @@ class Draft:
 
 def merged(parts: Sequence[Part]) -> list[Part]:
     """Parts with neighbouring texts made one."""
+    if len(parts) == 1:
+        return list(parts)
     whole: list[Part] = []
     for part in parts:
         if whole and part["type"] == "text" == whole[-1]["type"]:
