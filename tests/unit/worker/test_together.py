@@ -103,7 +103,11 @@ def test_what_is_not_finite_in_one_changes_nothing_in_the_others(bench: Bench, v
         assert max((weights[name] - theirs[name]).abs().max().item() for name in weights) < 1e-4
 
 
-def test_a_pass_that_cannot_be_computed_ends_its_own_job_alone(bench: Bench) -> None:
+@pytest.mark.parametrize("pass_tokens", [4096, 1])  # all in one pass; or the first has gradients already
+def test_a_pass_that_cannot_be_computed_ends_its_own_job_alone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, pass_tokens: int
+) -> None:
+    monkeypatch.setattr(learner, "PASS_TOKENS", pass_tokens)
     together, alone = runs(bench, "decoder"), runs(bench, "decoder")
     taken = [steps(bench, run, job)[0] for job, run in enumerate(together)]
     taken[1].passes[-1].ids_T[-1] = 1 << 30  # a token that the base does not have
