@@ -42,6 +42,31 @@ def test_with_little_memory_layers_are_computed_twice_and_learn_the_same(
     assert any(tensor.abs().max() > 0 for name, tensor in little.items() if "lora_B" in name)
 
 
+def test_jobs_share_no_more_than_memory_allows_without_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, kept = bench.model.language_model, learner._losses
+    passes: list[int] = []
+
+    def counted(parts: Any) -> Any:  # noqa: ANN401
+        passes.append(len(parts))
+        return kept(parts)
+
+    monkeypatch.setattr(learner, "_losses", counted)
+    monkeypatch.setattr(decoder, "recompute", False)
+    runs = [bench.run(seed=seed) for seed in range(3)]
+    steps = [bench.steps(run.plan, bench.rows(4))[0] for run in runs]
+    tokens = len(steps[0].passes[0].ids_T)
+    # Room for two jobs' rows, then for one's.
+    for jobs, sizes in ((2, [2, 1]), (1, [1, 1, 1])):
+        passes.clear()
+        free_bytes = decoder.kept_bytes(tokens) * jobs / learner._ACTIVATIONS_SHARE
+        monkeypatch.setattr(learner, "available_memory_bytes", lambda free_bytes=free_bytes: free_bytes)
+        for run in runs:
+            run.learner._largest_pass = 0
+        learner.learn_together([learner.Turn(run.learner, step, 1e-2) for run, step in zip(runs, steps, strict=True)])
+        assert passes == sizes
+        assert not decoder.recompute
+
+
 def test_no_gradient_no_second_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.model.language_model, "recompute", True)
     run = bench.run(lora=LORA)

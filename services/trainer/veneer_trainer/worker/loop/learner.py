@@ -91,6 +91,14 @@ class Learner:
                 decoder.recompute = True
                 _log.info("layers are computed twice", tokens=tokens, kept_bytes=kept_bytes, free_bytes=free_bytes)
 
+    def shared_tokens(self) -> int:
+        """Most tokens of a pass of several jobs: no more than what needs no layer computed twice for it."""
+        decoder = self.model.language_model
+        if decoder.recompute:
+            return PASS_TOKENS
+        room = _ACTIVATIONS_SHARE * available_memory_bytes() / decoder.kept_bytes(1)
+        return min(PASS_TOKENS, max(int(room), self._largest_pass))
+
     def dropout(self, each: Pass) -> DropoutKey:
         """The key of a pass of the next step."""
         figures = self.state.figures
@@ -190,12 +198,13 @@ def learn_together(turns: Sequence[Turn]) -> list[Exception | None]:
 
 
 def _shared_passes(turns: Sequence[Turn]) -> Iterator[list[tuple[int, Pass]]]:
-    """Passes of jobs in their order, as many together as stay within `PASS_TOKENS`, with the number of their turn."""
+    """Passes of jobs in their order, as many together as fit into one, with the number of their turn."""
+    limit = turns[0].learner.shared_tokens() if len(turns) > 1 else PASS_TOKENS
     together: list[tuple[int, Pass]] = []
     tokens = 0
     for number, turn in enumerate(turns):
         for each in turn.step.passes:
-            if together and tokens + len(each.ids_T) > PASS_TOKENS:
+            if together and tokens + len(each.ids_T) > limit:
                 yield together
                 together, tokens = [], 0
             together.append((number, each))
