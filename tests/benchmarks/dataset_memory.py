@@ -68,7 +68,8 @@ def measure(count: int, gib: int) -> Peaks:
             assert service.stdout is not None
             address = service.stdout.readline().split()[-1]
             metadata = (("authorization", f"Bearer {token}"),)
-            stub = DatasetServiceStub(grpc.insecure_channel(address))
+            channel = grpc.insecure_channel(address)
+            stub = DatasetServiceStub(channel)
             stub.CreateDataset(pb.CreateDatasetRequest(dataset_id="bench"), metadata=metadata)
             rows = _upload(stub, metadata, _rows(folder / "train.jsonl", count))
             manifest = _upload(stub, metadata, _manifest(folder / "manifest", pictures))
@@ -86,9 +87,10 @@ def measure(count: int, gib: int) -> Peaks:
             start_s = time.perf_counter()
             read_rows = sum(1 for _ in stub.ReadExamples(read, metadata=metadata))
             read_s, peak_bytes = time.perf_counter() - start_s, _peak_bytes(service.pid)
+            channel.close()
         finally:
             service.terminate()
-            service.wait(60)
+            service.communicate(timeout=60)
     assert read_rows == last.dataset_version.report.accepted_rows == count
     return Peaks(idle_bytes, made_bytes, peak_bytes, made_s, read_s)
 
