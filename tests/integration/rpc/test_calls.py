@@ -96,6 +96,11 @@ def raising(kind: str, error: Exception) -> Any:
     return one if kind.endswith("unary") else stream
 
 
+def said(caplog: Any) -> list[str]:
+    """What was logged, but for gRPC's queue that finds the loop of an earlier test closed: it has one for all loops."""
+    return [text for text in caplog.messages if "PollerCompletionQueue" not in text]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_each_kind_of_call_is_served_for_its_tenant(serve: Any, kind: str, lines: Any) -> None:
     running = await serve(**ECHO)
@@ -284,7 +289,7 @@ async def test_a_servicers_own_abort_passes(serve: Any, kind: str, lines: Any, c
     assert (error.code(), error.details()) == (grpc.StatusCode.ABORTED, "mine")
     await running.idle()
     assert lines[-1]["code"] == "ABORTED"
-    assert not caplog.records
+    assert not said(caplog)
 
 
 async def test_a_malformed_message_is_the_callers_fault(serve: Any) -> None:
@@ -337,7 +342,7 @@ async def test_a_message_over_the_limit_is_refused_and_the_next_call_passes(serv
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "larger than max" in error.details()  # told by gRPC itself: no servicer saw the message
     assert await answers(start(call, kind), kind)
-    assert not caplog.records
+    assert not said(caplog)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -355,7 +360,7 @@ async def test_a_response_over_the_limit_fails_and_the_next_call_passes(serve: A
         error = await failure(start(call, kind, timeout=5), kind)
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert status.from_rpc_error(error).reason == "RESPONSE_TOO_LARGE"
-    assert not caplog.records
+    assert not said(caplog)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -399,7 +404,7 @@ async def test_the_callers_sooner_deadline_holds(serve: Any, lines: Any, caplog:
         await running.idle()
     await asyncio.sleep(0.05)
     assert lines[-1]["code"] == "DEADLINE_EXCEEDED"
-    assert not caplog.records
+    assert not said(caplog)
 
 
 async def test_a_timeout_of_the_servicers_own_is_no_deadline(serve: Any) -> None:
@@ -476,7 +481,7 @@ async def test_a_cancel_in_mid_stream_reaches_the_servicer_and_leaves_no_noise(
         await ended.wait()
     await running.idle()
     await asyncio.sleep(0.1)
-    assert not caplog.records
+    assert not said(caplog)
     assert lines[-1]["code"] == "CANCELLED"
     assert [line["event"] for line in lines if line["log_level"] == "error"] == (
         ["call failed"] if ending == "raises" else []
@@ -526,7 +531,7 @@ async def test_requests_cut_short_never_look_complete(serve: Any, kind: str, end
             await _until_the_end(started)
         await running.idle()
     assert not complete
-    assert not caplog.records
+    assert not said(caplog)
 
 
 async def test_a_cancel_while_writing_closes_the_generator(serve: Any, caplog: Any) -> None:
@@ -549,7 +554,7 @@ async def test_a_cancel_while_writing_closes_the_generator(serve: Any, caplog: A
     await started.code()
     await running.idle()
     assert ended.is_set()
-    assert not caplog.records
+    assert not said(caplog)
 
 
 @pytest.mark.parametrize("kind", ["unary_unary", "stream_unary"])
@@ -571,7 +576,7 @@ async def test_a_cancelled_unary_answer_frees_its_slot(serve: Any, kind: str, ca
         started.cancel()
         await started.code()
         await running.idle()
-    assert not caplog.records
+    assert not said(caplog)
 
 
 async def test_calls_over_the_bound_are_refused_with_a_hint_while_health_answers(serve: Any) -> None:
