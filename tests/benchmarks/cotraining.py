@@ -1,6 +1,6 @@
 """T2 and T3: eight LoRA jobs in shared passes, against the same jobs one after another; interleaved in one run.
 
-    python tests/benchmarks/cotraining.py DIR [--dtype bfloat16|float32] [--jobs 8] [--runs 5] [--threads 2] [--json]
+    python tests/benchmarks/cotraining.py DIR [--dtype bfloat16|float32] [--device cpu|cuda] [--jobs 8]
 
 One optimiser step of every job, at the service's defaults of one row twice accumulated: T2 with rows of each job's
 own, T3 (a sweep) with the same rows for all. Frozen features are kept on both sides. `training.py` gives the ratio of
@@ -59,11 +59,11 @@ def turns(learners: Sequence[Learner], steps: Sequence[Step]) -> list[Turn]:
     return [Turn(learner, step, RATE) for learner, step in zip(learners, steps, strict=True)]
 
 
-def measured(directory: Path, dtype: str, jobs: int, runs: int, shared_rows: bool) -> dict[str, float]:
+def measured(directory: Path, dtype: str, device: str, jobs: int, runs: int, shared_rows: bool) -> dict[str, float]:
     """Seconds of a step of all jobs, in turn and together."""
     config = ModelConfig.from_directory(directory)
-    plans = [Plan.of(spec(job, dtype), config) for job in range(jobs)]
-    model = load(directory, plans[0].dtype)
+    plans = [Plan.of(spec(job, dtype), config, device=device) for job in range(jobs)]
+    model = load(directory, plans[0].dtype, device)
     processor = processor_under(directory, "0" * 64, SIDE * SIDE)
     features = FrozenFeatures(model, 4 << 30)
     learners = [Learner(model, State.fresh(config, plan), plan, features) for plan in plans]
@@ -77,9 +77,11 @@ def measured(directory: Path, dtype: str, jobs: int, runs: int, shared_rows: boo
         began_s = time.perf_counter()
         for each in turns(learners, steps):
             learn_together([each])
+        settle(device)
         apart.append(time.perf_counter() - began_s)
         began_s = time.perf_counter()
         learn_together(turns(learners, steps))
+        settle(device)
         together.append(time.perf_counter() - began_s)
     ratios = [alone / shared for alone, shared in zip(apart[1:], together[1:], strict=True)]
     return {
@@ -91,10 +93,17 @@ def measured(directory: Path, dtype: str, jobs: int, runs: int, shared_rows: boo
     }
 
 
+def settle(device: str) -> None:
+    """Waits for a device that works on after it was told."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("directory", type=Path)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--jobs", type=int, default=8)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -102,7 +111,7 @@ def main() -> None:
     told = parser.parse_args()
     torch.set_num_threads(told.threads)
     found = {
-        name: measured(told.directory, told.dtype, told.jobs, told.runs, shared_rows)
+        name: measured(told.directory, told.dtype, told.device, told.jobs, told.runs, shared_rows)
         for name, shared_rows in (("T2", False), ("T3", True))
     }
     if told.json:

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import torch
-from inference_limits import Limits, spread
+from inference_limits import DEVICE, Limits, spread
 from inference_load import Setting, arguments, streams, tokens_per_s
 
 STREAMS, CONTEXT, ANSWER = 8, 350, 32
@@ -72,12 +72,14 @@ def _peft_decode(setting: Setting, options: argparse.Namespace) -> float:
     from transformers import Qwen3VLForConditionalGeneration
 
     dtype = torch.float32 if options.dtype == "float32" else torch.bfloat16
-    model = Qwen3VLForConditionalGeneration.from_pretrained(setting.base, dtype=dtype)
+    model = Qwen3VLForConditionalGeneration.from_pretrained(setting.base, dtype=dtype).to(DEVICE)
     names = [f"a{number}" for number in range(STREAMS)]
     peft = PeftModel.from_pretrained(model, setting.adapters[0][1], adapter_name=names[0])
     for name, (_, directory) in zip(names[1:], setting.adapters[1:], strict=True):
         peft.load_adapter(directory, adapter_name=name)
-    ids = torch.stack([torch.from_numpy(setting.text_prompt(CONTEXT, seed).ids_T) for seed in range(STREAMS)])
+    ids = torch.stack([torch.from_numpy(setting.text_prompt(CONTEXT, seed).ids_T) for seed in range(STREAMS)]).to(
+        DEVICE
+    )
     took_s = []
     for tokens in (1, 1 + ANSWER // 4):
         started_s = time.perf_counter()

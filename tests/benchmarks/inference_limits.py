@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # as the engine chooses
 _READ_BYTES = 1 << 30
 _SHAPES = ((4096, 2048), (2048, 2048), (12_288, 2048), (2048, 6144))  # a decoder layer of Qwen3-VL-2B, fused
 
@@ -22,12 +24,14 @@ class Limits:
     gemm_flop_s: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._memory = torch.ones(_READ_BYTES // 4, dtype=torch.float32)
-        self._inputs = [torch.randn(self.tokens, inputs).to(self.dtype) for _, inputs in _SHAPES]
-        weights = [torch.randn(outputs, inputs).to(self.dtype) for outputs, inputs in _SHAPES]
+        self._memory = torch.ones(_READ_BYTES // 4, dtype=torch.float32, device=DEVICE)
+        self._inputs = [torch.randn(self.tokens, inputs, device=DEVICE).to(self.dtype) for _, inputs in _SHAPES]
+        weights = [torch.randn(outputs, inputs, device=DEVICE).to(self.dtype) for outputs, inputs in _SHAPES]
         self._products = [self._product(weight) for weight in weights]
 
     def _product(self, weight: Tensor) -> Callable[[Tensor], Tensor]:
+        if DEVICE == "cuda":
+            return lambda rows: F.linear(rows, weight)
         ops = torch.ops.mkldnn
         packed = ops._reorder_linear_weight(weight, self.tokens)
         return lambda rows: ops._linear_pointwise(rows, packed, None, "none", [], "")
@@ -35,6 +39,7 @@ class Limits:
     def measure(self) -> None:
         """Takes one sample of each, warm."""
         self._memory.sum()
+        settle()
         self.read_bytes_s.append(_READ_BYTES / _seconds(self._memory.sum))
         flop = sum(2 * self.tokens * outputs * inputs for outputs, inputs in _SHAPES)
         self.gemm_flop_s.append(flop / _seconds(self._layer))
@@ -61,6 +66,12 @@ class Limits:
         )
 
 
+def settle() -> None:
+    """Waits for a device that works on after it was told."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
 def spread(values: list[float], digits: int = 0) -> str:
     """Median, and the least and greatest."""
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
@@ -70,4 +81,5 @@ def _seconds(work: Callable[[], object], times: int = 3) -> float:
     started_s = time.perf_counter()
     for _ in range(times):
         work()
+    settle()
     return (time.perf_counter() - started_s) / times

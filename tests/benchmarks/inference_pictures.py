@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import torch
-from inference_limits import spread
+from inference_limits import DEVICE, spread
 from inference_load import Setting, Stream, arguments, stream, tokens_per_s
 
 from veneer_inference.engine.client import EngineProcess
@@ -77,18 +77,18 @@ def _generate(setting: Setting, options: argparse.Namespace) -> tuple[float, flo
     from transformers import Qwen3VLForConditionalGeneration
 
     dtype = torch.float32 if options.dtype == "float32" else torch.bfloat16
-    model = Qwen3VLForConditionalGeneration.from_pretrained(setting.base, dtype=dtype)
+    model = Qwen3VLForConditionalGeneration.from_pretrained(setting.base, dtype=dtype).to(DEVICE)
     peft = PeftModel.from_pretrained(model, setting.adapters[0][1])
     prompt = setting.picture_prompt(QUESTION, 1, [PICTURE], 1)
-    ids = torch.from_numpy(prompt.ids_T)[None]
+    ids = torch.from_numpy(prompt.ids_T)[None].to(DEVICE)
     took_s = []
     for tokens in (1, 1, ANSWER):  # the first warms up
         started_s = time.perf_counter()
         peft.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids),
             mm_token_type_ids=(ids == setting.config.image_token_id).int(),
-            pixel_values=torch.from_numpy(prompt.patches_N_P).to(dtype),
-            image_grid_thw=torch.from_numpy(prompt.grids_n_3), do_sample=False, min_new_tokens=tokens,
+            pixel_values=torch.from_numpy(prompt.patches_N_P).to(DEVICE, dtype),
+            image_grid_thw=torch.from_numpy(prompt.grids_n_3).to(DEVICE), do_sample=False, min_new_tokens=tokens,
             max_new_tokens=tokens,
         )  # fmt: skip
         took_s.append(time.perf_counter() - started_s)

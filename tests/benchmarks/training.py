@@ -1,7 +1,7 @@
 """T1: one LoRA job's steps, ours against a tuned loop on transformers and PEFT; interleaved in one run.
 
     veneer base random --shape qwen3-vl-2b --out DIR
-    python tests/benchmarks/training.py DIR [--dtype bfloat16|float32] [--rows 4] [--runs 5] [--threads 2] [--json]
+    python tests/benchmarks/training.py DIR [--dtype bfloat16|float32] [--device cpu|cuda] [--rows 4]
 
 Same weights, rank and targets (r = 16 on all linears of the decoder), pictures, rows, precision, optimiser and threads.
 The peer is tuned: its vision features are its own business, so it computes them each step, but without a graph; no
@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from veneer.trainer.v1 import training_job_pb2
 from veneer_processing import Conversation, Message, Picture, Text
@@ -71,10 +72,10 @@ def encoded_rows(directory: Path, count: int) -> list[Row]:
 class Ours:
     """The worker's own step."""
 
-    def __init__(self, directory: Path, dtype: str, rows: int) -> None:
+    def __init__(self, directory: Path, dtype: str, device: str, rows: int) -> None:
         config = ModelConfig.from_directory(directory)
-        self.plan = Plan.of(spec(rows, dtype), config)
-        self.model = load(directory, self.plan.dtype)
+        self.plan = Plan.of(spec(rows, dtype), config, device=device)
+        self.model = load(directory, self.plan.dtype, device)
         self.state = State.fresh(config, self.plan)
         self.processor = processor_under(directory, "0" * 64, PIXELS)
         self.rows = encoded_rows(directory, rows)
@@ -86,6 +87,7 @@ class Ours:
         self.learner.features = features
         began_s = time.perf_counter()
         self.learner.learn(batch, RATE)
+        settle(self.plan.device)
         return time.perf_counter() - began_s
 
     def run(self) -> dict[str, float]:
@@ -100,13 +102,13 @@ class Ours:
 class Peer:
     """transformers and PEFT."""
 
-    def __init__(self, directory: Path, dtype: str, rows: int) -> None:
+    def __init__(self, directory: Path, dtype: str, device: str, rows: int) -> None:
         from peft import LoraConfig, get_peft_model
         from transformers import Qwen3VLForConditionalGeneration
 
         base = Qwen3VLForConditionalGeneration.from_pretrained(
             directory, dtype=getattr(torch, dtype), attn_implementation="sdpa"
-        )
+        ).to(device)
         names = Plan.of(spec(rows, dtype), ModelConfig.from_directory(directory)).target_modules
         base.model.visual.requires_grad_(False)
         self.model: Any = get_peft_model(
@@ -120,7 +122,8 @@ class Peer:
         processor = processor_under(directory, "0" * 64, PIXELS)
         ids = torch.from_numpy(np.stack([row.encoded.ids_T for row in encoded]))
         supervised = torch.from_numpy(np.stack([row.encoded.supervised_T for row in encoded]))
-        self.batch = {
+        self.device = device
+        batch = {
             "input_ids": ids,
             "attention_mask": torch.ones_like(ids),
             "mm_token_type_ids": (ids == base.config.image_token_id).int(),
@@ -130,6 +133,7 @@ class Peer:
             "image_grid_thw": torch.from_numpy(np.concatenate([row.encoded.grids_n_3 for row in encoded])),
             "labels": torch.where(supervised, ids, -100),
         }
+        self.batch = {name: values.to(device) for name, values in batch.items()}
 
     def run(self) -> dict[str, float]:
         began_s = time.perf_counter()
@@ -138,20 +142,28 @@ class Peer:
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        settle(self.device)
         return {"seconds": time.perf_counter() - began_s, "loss": loss.item()}
 
 
-def serve(side: str, directory: Path, dtype: str, rows: int, threads: int, connection: Connection) -> None:
+def settle(device: str) -> None:
+    """Waits for a device that works on after it was told."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def serve(side: str, directory: Path, dtype: str, device: str, rows: int, threads: int, connection: Connection) -> None:
     """A side's process: makes a step whenever it is asked."""
     torch.set_num_threads(threads)
-    trained: Ours | Peer = Ours(directory, dtype, rows) if side == "ours" else Peer(directory, dtype, rows)
-    reset_peak_memory()
+    kind = Ours if side == "ours" else Peer
+    trained = kind(directory, dtype, device, rows)
+    reset_peak_memory(device)
     connection.send(None)
     while connection.recv():
-        connection.send(trained.run() | {"peak_bytes": float(peak_memory_bytes())})
+        connection.send(trained.run() | {"peak_bytes": float(peak_memory_bytes(device))})
 
 
-def gemm_rate(directory: Path, dtype: str, tokens: int) -> float:
+def gemm_rate(directory: Path, dtype: str, device: str, tokens: int) -> float:
     """FLOP/s of the decoder's forward products at this many tokens, weights packed once where oneDNN packs them."""
     text = ModelConfig.from_directory(directory).text
     queries = text.num_attention_heads * text.head_dim
@@ -163,7 +175,10 @@ def gemm_rate(directory: Path, dtype: str, tokens: int) -> float:
     products: list[Callable[[], object]] = []
     kind = getattr(torch, dtype)
     for inputs, outputs in shapes:
-        x, weight = torch.randn(tokens, inputs).to(kind), torch.randn(outputs, inputs).to(kind)
+        x, weight = (torch.randn(rows, inputs, device=device).to(kind) for rows in (tokens, outputs))
+        if device != "cpu":
+            products.append(lambda x=x, weight=weight: F.linear(x, weight))  # type: ignore[misc]
+            continue
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, tokens)
         products.append(
             lambda x=x, packed=packed: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")  # type: ignore[misc]
@@ -173,6 +188,7 @@ def gemm_rate(directory: Path, dtype: str, tokens: int) -> float:
         began_s = time.perf_counter()
         for product in products:
             product()
+        settle(device)
         seconds.append(time.perf_counter() - began_s)
     return float(2 * tokens * sum(inputs * outputs for inputs, outputs in shapes) / min(seconds))
 
@@ -190,6 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("directory", type=Path)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -200,7 +217,7 @@ def main() -> None:
     sides: dict[str, Connection] = {}
     for side in ("ours", "peer"):
         here, there = context.Pipe()
-        arguments = (side, told.directory, told.dtype, told.rows, told.threads, there)
+        arguments = (side, told.directory, told.dtype, told.device, told.rows, told.threads, there)
         context.Process(target=serve, args=arguments, daemon=True).start()
         sides[side] = here
         here.recv()
@@ -208,7 +225,7 @@ def main() -> None:
     tokens = told.rows * len(encoded_rows(told.directory, 1)[0].encoded.ids_T)
     rates = []
     for _ in range(told.runs + 1):  # the first warms up
-        rates.append(gemm_rate(told.directory, told.dtype, tokens))
+        rates.append(gemm_rate(told.directory, told.dtype, told.device, tokens))
         for side, connection in sides.items():
             connection.send(True)
             found[side].append(connection.recv())

@@ -38,6 +38,12 @@ class VisualFeatures:
         """The features of some visual tokens: a picture's own, or those within a chunk of a prompt."""
         return VisualFeatures(self.tokens_M_D[rows], tuple(level[rows] for level in self.deepstack_M_D))
 
+    def to(self, device: torch.device | str) -> "VisualFeatures":
+        """The same on a device; itself where it is there already."""
+        if self.tokens_M_D.device == torch.device(device):
+            return self
+        return VisualFeatures(self.tokens_M_D.to(device), tuple(level.to(device) for level in self.deepstack_M_D))
+
     @staticmethod
     def joined(pieces: Sequence["VisualFeatures"]) -> "VisualFeatures":
         """The features of several pictures, one after another."""

@@ -21,7 +21,7 @@ def trained(bench: Bench, monkeypatch: pytest.MonkeyPatch, free_bytes: int) -> t
         calls += 1
 
     with monkeypatch.context() as patch:
-        patch.setattr(learner, "available_memory_bytes", lambda: free_bytes)
+        patch.setattr(learner, "free_memory_bytes", lambda device: free_bytes)
         patch.setattr(decoder, "recompute", False)
         hook = decoder.layers[0].register_forward_pre_hook(count)
         try:
@@ -59,7 +59,7 @@ def test_jobs_share_no_more_than_memory_allows_without_it(bench: Bench, monkeypa
     for jobs, sizes in ((2, [2, 1]), (1, [1, 1, 1])):
         passes.clear()
         free_bytes = decoder.kept_bytes(tokens) * jobs / learner._ACTIVATIONS_SHARE
-        monkeypatch.setattr(learner, "available_memory_bytes", lambda free_bytes=free_bytes: free_bytes)
+        monkeypatch.setattr(learner, "free_memory_bytes", lambda device, free_bytes=free_bytes: free_bytes)
         for run in runs:
             run.learner._largest_pass = 0
         learner.learn_together([learner.Turn(run.learner, step, 1e-2) for run, step in zip(runs, steps, strict=True)])

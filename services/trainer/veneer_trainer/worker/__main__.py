@@ -13,6 +13,7 @@ from veneer_rpc.parent import die_with_parent
 from veneer_rpc.server import BindError
 from veneer_rpc.settings import SettingsError, load
 from veneer_trainer.adapters.metrics_page import metrics_page
+from veneer_trainer.worker.device import DeviceError, find
 from veneer_trainer.worker.keeper import Keeper
 from veneer_trainer.worker.machine import held_models
 from veneer_trainer.worker.settings import WorkerSettings
@@ -23,9 +24,11 @@ async def work(settings: WorkerSettings) -> None:
 
     Raises:
         DigestError, OSError: a base cannot be read.
+        DeviceError: the device that was asked for is not there.
         BindError: the port for metrics cannot be listened on.
     """
-    keeper = Keeper(settings, await asyncio.to_thread(held_models, settings.model_directories))
+    device = await asyncio.to_thread(find, settings.device, settings.threads)
+    keeper = Keeper(settings, await asyncio.to_thread(held_models, settings.model_directories), device)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, keeper.drain)
     with metrics_page(keeper.monitoring.registry, settings.metrics_port):
@@ -40,7 +43,7 @@ def main() -> int:
         if settings.die_with_parent:
             die_with_parent()
         asyncio.run(work(settings))
-    except (SettingsError, DigestError, BindError) as error:
+    except (SettingsError, DigestError, DeviceError, BindError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from veneer.trainer.v1 import model_pb2, training_job_pb2, worker_service_pb2
 from veneer_rpc.names import ModelName
 from veneer_trainer.worker.child_process import ChildProcess
+from veneer_trainer.worker.device import Device
 from veneer_trainer.worker.messages import Measure, Measured
 from veneer_trainer.worker.settings import WorkerSettings
 
@@ -28,13 +29,15 @@ class Calibrations:
     Args:
         settings: the process's.
         digests: of the bases that it holds.
-        about: what figures depend on beside shape and base, such as the version of the code.
+        device: to measure on.
+        about: what figures depend on beside shape, base and device, such as the version of the code.
     """
 
-    def __init__(self, settings: WorkerSettings, digests: Mapping[ModelName, str], about: str) -> None:
+    def __init__(self, settings: WorkerSettings, digests: Mapping[ModelName, str], device: Device, about: str) -> None:
         self._settings = settings
         self._digests = digests
-        self._about = f"{about}/{settings.threads}/{settings.cache_bytes}"
+        self._device = device
+        self._about = f"{about}/{device.worker_class}/{settings.threads}/{settings.cache_bytes}"
         self._folder = settings.data / "calibrations"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._known: dict[str, worker_service_pb2.Calibration] = {}
@@ -91,6 +94,7 @@ class Calibrations:
             spec=spec.SerializeToString(),
             model_directory=str(self._settings.model_directories[model]),
             model_digest=self._digests[model],
+            device=self._device.kind,
             threads=self._settings.threads,
             cache_bytes=self._settings.cache_bytes,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,13 @@ from typing import Any
 import grpc
 import structlog
 
-from veneer.trainer.v1 import adapter_service_pb2_grpc, training_job_pb2, worker_service_pb2, worker_service_pb2_grpc
+from veneer.trainer.v1 import (
+    adapter_service_pb2_grpc,
+    model_pb2,
+    training_job_pb2,
+    worker_service_pb2,
+    worker_service_pb2_grpc,
+)
 from veneer_rpc.errors import NotFound, VeneerError
 from veneer_rpc.names import ModelName
 from veneer_rpc.status import from_rpc_error
@@ -24,9 +31,10 @@ from veneer_trainer.worker.attempt import Abandoned, Attempt, Order, failure
 from veneer_trainer.worker.calibrations import Calibrations
 from veneer_trainer.worker.connections import bearer, open_channel
 from veneer_trainer.worker.crew import Crew
+from veneer_trainer.worker.device import Device
 from veneer_trainer.worker.evaluation import EvaluationWork
 from veneer_trainer.worker.export import ExportWork
-from veneer_trainer.worker.machine import code_version, worker_info
+from veneer_trainer.worker.machine import code_version
 from veneer_trainer.worker.monitoring import Monitoring
 from veneer_trainer.worker.settings import WorkerSettings
 from veneer_trainer.worker.training import TrainingWork
@@ -44,18 +52,20 @@ class Keeper:
     Args:
         settings: the process's.
         digests: of the bases that it holds.
+        device: to train on.
     """
 
-    def __init__(self, settings: WorkerSettings, digests: Mapping[ModelName, str]) -> None:
+    def __init__(self, settings: WorkerSettings, digests: Mapping[ModelName, str], device: Device) -> None:
         self._settings = settings
         self._digests = digests
+        self._device = device
         self._token = settings.token_file.read_text("utf-8").strip()
         self._draining = asyncio.Event()
         self._attempts: list[Attempt] = []
         self._again_s = _AGAIN_S
         self._running: asyncio.Future[None] | None = None
         self._scratch = settings.data / "attempts"
-        self._calibrations = Calibrations(settings, digests, code_version())
+        self._calibrations = Calibrations(settings, digests, device, code_version())
         self.monitoring = Monitoring(lambda: self._attempts[-1].latest if self._attempts else None)
 
     def drain(self) -> None:
@@ -140,9 +150,17 @@ class Keeper:
         return None
 
     def _request(self, beside: Sequence[_pb.Lease]) -> _pb.AcquireLeaseRequest:
-        settings = self._settings
-        info = worker_info(settings.name, settings.threads, self._digests, settings.memory_bytes)
-        info.calibrations.extend(self._calibrations.known)
+        settings, device = self._settings, self._device
+        info = _pb.WorkerInfo(
+            worker=settings.name,
+            device=device.kind,
+            worker_class=device.worker_class,
+            dtypes=[model_pb2.DTYPE_FLOAT32, model_pb2.DTYPE_BFLOAT16],
+            memory_bytes=min(device.memory_bytes, settings.memory_bytes or sys.maxsize),
+            models=[_pb.HeldModel(model=str(name), digest=digest) for name, digest in sorted(self._digests.items())],
+            code_version=code_version(),
+            calibrations=self._calibrations.known,
+        )
         request = _pb.AcquireLeaseRequest(worker=info, kinds=settings.work_kinds)
         if beside:
             request.beside.CopyFrom(beside[0].attempt)
@@ -234,8 +252,9 @@ class Keeper:
                 case "training_job":
                     self._calibrations.want(lease.training_job.spec)
                     training = TrainingWork(
-                        self._settings, self._digests, service, self._adapters, attempt, lease, folder, crew
-                    )
+                        self._settings, self._digests, self._device,
+                        service, self._adapters, attempt, lease, folder, crew,
+                    )  # fmt: skip
                     return await training.run()
                 case "evaluation":
                     return await EvaluationWork(self._settings, service, attempt, lease).run()

@@ -1,4 +1,4 @@
-"""What this worker is and can do, as it tells the trainer."""
+"""What this machine has: bases, memory, and this version of the code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # it has no stubs
 
-from veneer.trainer.v1 import model_pb2, worker_service_pb2
 from veneer_digests import model_digest
 from veneer_rpc.names import ModelName
 
@@ -23,24 +22,6 @@ def held_models(directories: Mapping[ModelName, Path]) -> dict[ModelName, str]:
         DigestError, OSError: a directory is not a model's.
     """
     return {name: model_digest(directory) for name, directory in directories.items()}
-
-
-def worker_info(
-    worker: str, threads: int, digests: Mapping[ModelName, str], allowed_bytes: int = 0
-) -> worker_service_pb2.WorkerInfo:
-    """Returns what AcquireLease announces; of the memory no more than is allowed, where a bound is."""
-    return worker_service_pb2.WorkerInfo(
-        worker=worker,
-        device="cpu",
-        worker_class=f"cpu-{threads}x",
-        dtypes=[model_pb2.DTYPE_FLOAT32, model_pb2.DTYPE_BFLOAT16],
-        memory_bytes=min(memory_bytes(), allowed_bytes or sys.maxsize),
-        models=[
-            worker_service_pb2.HeldModel(model=name, digest=digest)
-            for name, digest in sorted((str(model), digest) for model, digest in digests.items())
-        ],
-        code_version=code_version(),
-    )
 
 
 def code_version() -> str:

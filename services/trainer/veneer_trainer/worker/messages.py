@@ -28,6 +28,7 @@ class Task(msgspec.Struct, tag=True, frozen=True):
         folder: the attempt's own, for checkpoints and the adapter.
         checkpoint_folder: a checkpoint to resume from; empty for none.
         initial_folder: PEFT folder of the adapter version to start from; empty for none, and beside a checkpoint.
+        device: that computes, "cpu" or "cuda".
         threads: that it computes with.
         tenant: whose the job is.
         cache_bytes: most memory for rows, and again for features of pictures.
@@ -45,6 +46,7 @@ class Task(msgspec.Struct, tag=True, frozen=True):
     folder: str
     checkpoint_folder: str
     initial_folder: str
+    device: str
     threads: int
     tenant: str
     cache_bytes: int
@@ -60,6 +62,7 @@ class Measure(msgspec.Struct, tag=True, frozen=True):
         spec: a serialised TrainingSpec; its dtype and LoRA count.
         model_directory: of the base.
         model_digest: of the base.
+        device: that computes, "cpu" or "cuda".
         threads: that it computes with.
         cache_bytes: most memory for rows, and again for features of pictures.
     """
@@ -67,6 +70,7 @@ class Measure(msgspec.Struct, tag=True, frozen=True):
     spec: bytes
     model_directory: str
     model_digest: str
+    device: str
     threads: int
     cache_bytes: int
 

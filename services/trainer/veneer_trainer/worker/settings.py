@@ -32,6 +32,9 @@ class WorkerSettings(Settings):
     dataset: str = setting("Address of the dataset service.")
     inference: str = setting("Addresses of inference replicas, separated by commas; needed for evaluations.", "")
     certificates_file: Path | None = setting("PEM of whom to trust at other machines; turns TLS on.", None)
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "What training computes on; auto for an accelerator where torch finds one.", "auto"
+    )
     threads: int = setting("Threads that training computes with.", 1, 1, 1024)
     kinds: str = setting("Kinds of work to take, separated by commas.", "training,evaluation,export")
     export_prompts: int = setting("Prompts that an export is checked on.", 100, 1, 10_000)

@@ -22,6 +22,7 @@ from veneer_rpc.names import ModelName
 from veneer_trainer.worker import adapter_download, folders
 from veneer_trainer.worker.attempt import Abandoned, Attempt, Order, failure
 from veneer_trainer.worker.crew import Crew, Seat
+from veneer_trainer.worker.device import Device
 from veneer_trainer.worker.messages import (
     CheckpointMade,
     Failed,
@@ -48,6 +49,7 @@ class TrainingWork:
     Args:
         settings: the process's.
         digests: of the bases it holds.
+        device: to train on.
         service: the trainer.
         adapters: the trainer's registry.
         attempt: the lease.
@@ -60,6 +62,7 @@ class TrainingWork:
         self,
         settings: WorkerSettings,
         digests: Mapping[ModelName, str],
+        device: Device,
         service: worker_service_pb2_grpc.WorkerServiceAsyncStub,
         adapters: adapter_service_pb2_grpc.AdapterServiceAsyncStub,
         attempt: Attempt,
@@ -69,6 +72,7 @@ class TrainingWork:
     ) -> None:
         self._settings = settings
         self._digests = digests
+        self._device = device
         self._service = service
         self._adapters = adapters
         self._attempt = attempt
@@ -116,6 +120,7 @@ class TrainingWork:
             folder=str(self._folder),
             checkpoint_folder=checkpoint,
             initial_folder="" if checkpoint else await self._fetch_initial_adapter(),
+            device=self._device.kind,
             threads=settings.threads,
             tenant=self._lease.tenant,
             cache_bytes=settings.cache_bytes,

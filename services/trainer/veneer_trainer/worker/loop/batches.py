@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -53,6 +53,11 @@ class Pass:
     predicting_N: Tensor
     targets_N: Tensor
     pictures: tuple[Seen, ...]
+
+    def to(self, device: torch.device) -> Pass:
+        """The same with its tokens on a device; pictures stay, whoever makes their features moves those."""
+        tensors = ("ids_T", "positions_3_T", "predicting_N", "targets_N")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in tensors})
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,8 +58,8 @@ def measure(task: Measure) -> worker_service_pb2.Calibration:
     torch.set_num_threads(task.threads)
     spec = training_job_pb2.TrainingSpec.FromString(task.spec)
     config = ModelConfig.from_directory(Path(task.model_directory))
-    plan = Plan.of(spec, config)
-    model = load(Path(task.model_directory), plan.dtype)
+    plan = Plan.of(spec, config, device=task.device)
+    model = load(Path(task.model_directory), plan.dtype, task.device)
     trial = _Trial(model, plan, config)
     trial.cost(_SMALL)  # the first step makes what later ones find
     small, text, visual, supervised = (trial.cost(each) for each in (_SMALL, _TEXT, _VISUAL, _SUPERVISED))
@@ -81,7 +81,7 @@ def measure(task: Measure) -> worker_service_pb2.Calibration:
         rank=spec.lora.rank,
         seconds=line(lambda cost: cost.seconds),
         memory_bytes=line(lambda cost: cost.memory_bytes),
-        gemm_flops_per_s=gemm_flops_per_s(plan.dtype),
+        gemm_flops_per_s=gemm_flops_per_s(plan.dtype, plan.device),
         kept_bytes_per_visual_token=_kept_bytes(config, plan),
         kept_bytes_limit=2 * task.cache_bytes,  # rows, and features again
     )
@@ -91,10 +91,10 @@ def measure(task: Measure) -> worker_service_pb2.Calibration:
     return measured
 
 
-def gemm_flops_per_s(dtype: torch.dtype) -> float:
+def gemm_flops_per_s(dtype: torch.dtype, device: str) -> float:
     """The best rate of a product of square matrices, in FLOP/s: what this machine gives in this minute."""
-    left, right = (torch.ones(_GEMM_SIDE, _GEMM_SIDE, dtype=dtype) for _ in range(2))
-    seconds = _least_seconds(lambda: torch.mm(left, right))
+    left, right = (torch.ones(_GEMM_SIDE, _GEMM_SIDE, dtype=dtype, device=device) for _ in range(2))
+    seconds = _least_seconds(lambda: torch.mm(left, right), device)
     return float(2 * _GEMM_SIDE**3 / seconds)
 
 
@@ -105,6 +105,7 @@ class _Trial:
         self._model = model
         self._config = config
         self._features = None if plan.trains_tower else FrozenFeatures(model, 1 << 30)
+        self._device = plan.device
         self._learner = Learner(model, State.fresh(config, plan), plan, self._features)
 
     def cost(self, load: _Load) -> _Cost:
@@ -112,9 +113,9 @@ class _Trial:
         step = self._step(load)
         if self._features is not None:
             self._features.of(step.passes[0].pictures)
-        reset_peak_memory()
-        seconds = _least_seconds(lambda: self._learner.learn(step, _RATE))
-        return _Cost(seconds, peak_memory_bytes())
+        reset_peak_memory(self._device)
+        seconds = _least_seconds(lambda: self._learner.learn(step, _RATE), self._device)
+        return _Cost(seconds, peak_memory_bytes(self._device))
 
     def tower_seconds(self) -> float:
         """The frozen tower's time for one picture."""
@@ -122,8 +123,11 @@ class _Trial:
         patches_P_X = picture.patches_P_X
         if patches_P_X is None:
             raise ValueError("a made-up picture comes with its patches")
+        model = self._model
         with torch.no_grad():
-            seconds = _least_seconds(lambda: self._model.see(patches_P_X.to(self._model.dtype), [picture.grid]))
+            seconds = _least_seconds(
+                lambda: model.see(patches_P_X.to(model.device, model.dtype), [picture.grid]), self._device
+            )
         return seconds
 
     def _step(self, load: _Load) -> Step:
@@ -156,12 +160,14 @@ def _kept_bytes(config: ModelConfig, plan: Plan) -> float:
     return levels * config.text.hidden_size * plan.dtype.itemsize + pixels
 
 
-def _least_seconds(act: Callable[[], object]) -> float:
-    """The least time of several that an act takes."""
+def _least_seconds(act: Callable[[], object], device: str) -> float:
+    """The least time of several that an act takes on a device."""
     least, spent, times = math.inf, 0.0, 0
     while times == 0 or (spent < _LONG_ENOUGH_S and times < _MOST_TIMES):
         began_s = time.perf_counter()
         act()
+        if device != "cpu":
+            torch.cuda.synchronize()
         took_s = time.perf_counter() - began_s
         least, spent, times = min(least, took_s), spent + took_s, times + 1
     return least

@@ -42,7 +42,7 @@ class Common:
             VeneerError, RefusedError: it cannot be read.
         """
         if self._model is None:
-            self._model = load(Path(self._task.model_directory), dtype)
+            self._model = load(Path(self._task.model_directory), dtype, self._task.device)
         if self._model.dtype is not dtype:
             text = f"the jobs that are trained here are in {self._model.dtype}, this one goes on in {dtype}"
             raise Refused("DTYPE_DIFFERS", text, transient=True)

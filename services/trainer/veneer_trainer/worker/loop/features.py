@@ -21,6 +21,8 @@ class FrozenFeatures:
     and whatever was kept, so that a resumed run computes the same bits. What came first stays: rows come round in
     another order each epoch, so nothing that could be dropped is needed later than the rest.
 
+    They are kept in the host's memory, also where the base is elsewhere: to copy a picture's takes microseconds.
+
     Args:
         model: the base.
         max_bytes: most memory for them.
@@ -55,7 +57,7 @@ class FrozenFeatures:
         """The features of a pass's pictures; None where it has none."""
         if not pictures:
             return None
-        return VisualFeatures.joined([self._one(picture) for picture in pictures])
+        return VisualFeatures.joined([self._one(picture).to(self._model.device) for picture in pictures])
 
     def _one(self, picture: Seen) -> VisualFeatures:
         kept = self._kept.get(picture.sha256) or picture.features
@@ -64,7 +66,8 @@ class FrozenFeatures:
         if picture.patches_P_X is None:
             raise ValueError(f"picture {picture.sha256} has neither patches nor features")
         with torch.no_grad():
-            features = self._model.see(picture.patches_P_X.to(self._model.dtype), [picture.grid])
+            patches_P_X = picture.patches_P_X.to(self._model.device, self._model.dtype)
+            features = self._model.see(patches_P_X, [picture.grid]).to("cpu")
         self._keep(picture.sha256, features)
         if self._files is not None:
             self._files.put(key_of(self._about, picture.sha256), features)
@@ -85,4 +88,5 @@ def trained_features(
     patches = [picture.patches_P_X for picture in pictures if picture.patches_P_X is not None]
     if not patches:
         return None
-    return model.see(torch.cat(patches).to(model.dtype), [picture.grid for picture in pictures], adapters)
+    patches_P_X = torch.cat(patches).to(model.device, model.dtype)
+    return model.see(patches_P_X, [picture.grid for picture in pictures], adapters)

@@ -8,18 +8,26 @@ import time
 from collections import deque
 from pathlib import Path
 
+import torch
+
 from veneer.trainer.v1 import training_job_pb2
 from veneer_trainer.worker.loop.batches import Step
 from veneer_trainer.worker.loop.state import Figures
+from veneer_trainer.worker.machine import available_memory_bytes
 
 _WINDOW_S = 10.0
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Gauges:
-    """Measures the steps of this process; time between `begin` and `end` counts."""
+    """Measures the steps of this process.
 
-    def __init__(self) -> None:
+    Args:
+        device: that takes them.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = device
         self._steps: deque[tuple[float, int, int]] = deque()  # seconds, tokens, rows
         self._seconds = 0.0
         self._tokens = 0
@@ -51,7 +59,7 @@ class Gauges:
             loss=figures.loss,
             learning_rate=rate,
             gradient_norm=figures.gradient_norm,
-            peak_memory_bytes=peak_memory_bytes(),
+            peak_memory_bytes=peak_memory_bytes(self._device),
         )
         if figures.validation_loss is not None:
             progress.validation_loss = figures.validation_loss
@@ -72,8 +80,21 @@ class Gauges:
         self._rows += rows
 
 
-def peak_memory_bytes() -> int:
-    """Returns the peak resident memory of this process, since `reset_peak_memory` where the system can tell."""
+def free_memory_bytes(device: str) -> int:
+    """Returns the memory of a device that this process may take still, what it holds without use included."""
+    if device == "cpu":
+        return available_memory_bytes()
+    unused_bytes = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return torch.cuda.mem_get_info()[0] + unused_bytes
+
+
+def peak_memory_bytes(device: str) -> int:
+    """Returns the peak memory of this process on a device since `reset_peak_memory`, where the system can tell.
+
+    On the CPU that is what was resident, elsewhere what its tensors took.
+    """
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated()
     try:
         status = _STATUS.read_text("ascii")
     except OSError:  # not Linux
@@ -83,7 +104,9 @@ def peak_memory_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-def reset_peak_memory() -> None:
-    """Makes the peak what is resident now, where the system can (https://man7.org/linux/man-pages/man5/proc.5.html)."""
-    if _CLEAR_REFS.exists():
+def reset_peak_memory(device: str) -> None:
+    """Makes the peak what is taken now, where the system can (https://man7.org/linux/man-pages/man5/proc.5.html)."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+    elif _CLEAR_REFS.exists():
         _CLEAR_REFS.write_text("5", "ascii")

@@ -14,10 +14,10 @@ from veneer_trainer.domain.estimate import PASS_TOKENS
 from veneer_trainer.failpoints import failpoint
 from veneer_trainer.worker.loop.batches import Pass, Step
 from veneer_trainer.worker.loop.features import FrozenFeatures, trained_features
+from veneer_trainer.worker.loop.gauges import free_memory_bytes
 from veneer_trainer.worker.loop.plan import Plan
 from veneer_trainer.worker.loop.ranks import ALONE, Ranks
 from veneer_trainer.worker.loop.state import State
-from veneer_trainer.worker.machine import available_memory_bytes
 from veneer_trainer.worker.refusal import Refused
 from veneer_vlm.attention import PackedAttention
 from veneer_vlm.lora import AdapterBatch, DropoutKey, Segment
@@ -69,7 +69,7 @@ class Learner:
     @torch.no_grad()
     def loss(self, steps: Iterable[Step]) -> float:
         """Returns the mean loss of a learned token over all rows, without dropout."""
-        total, targets = torch.zeros((), dtype=torch.float64), 0
+        total, targets = torch.zeros((), dtype=torch.float64, device=self.model.device), 0
         for step in steps:
             for each in step.passes:
                 (losses_N,) = _losses([_Part(self, each, None)])
@@ -86,7 +86,7 @@ class Learner:
         decoder = self.model.language_model
         if tokens > self._largest_pass and not decoder.recompute:
             self._largest_pass = tokens
-            kept_bytes, free_bytes = decoder.kept_bytes(tokens), available_memory_bytes()
+            kept_bytes, free_bytes = decoder.kept_bytes(tokens), free_memory_bytes(self.plan.device)
             if kept_bytes > _ACTIVATIONS_SHARE * free_bytes:
                 decoder.recompute = True
                 _log.info("layers are computed twice", tokens=tokens, kept_bytes=kept_bytes, free_bytes=free_bytes)
@@ -96,7 +96,7 @@ class Learner:
         decoder = self.model.language_model
         if decoder.recompute:
             return PASS_TOKENS
-        room = _ACTIVATIONS_SHARE * available_memory_bytes() / decoder.kept_bytes(1)
+        room = _ACTIVATIONS_SHARE * free_memory_bytes(self.plan.device) / decoder.kept_bytes(1)
         return min(PASS_TOKENS, max(int(room), self._largest_pass))
 
     def dropout(self, each: Pass) -> DropoutKey:
@@ -176,7 +176,7 @@ def learn_together(turns: Sequence[Turn]) -> list[Exception | None]:
     if len({each.features is None for each in learners}) > 1:
         raise ValueError("jobs that share a step must all train the tower, or none of them")
     targets = [turn.learner.targets(turn.step) for turn in turns]
-    sums = torch.zeros(len(turns), dtype=torch.float64)
+    sums = torch.zeros(len(turns), dtype=torch.float64, device=learners[0].model.device)
     for shared in _shared_passes(turns):
         turns[0].learner.make_room(sum(len(each.ids_T) for _, each in shared))
         losses = _losses(
@@ -225,7 +225,7 @@ class _Part:
 def _losses(parts: Sequence[_Part]) -> list[Tensor]:
     """The loss (N,) of every learned token of each part."""
     model = parts[0].learner.model
-    passes = [part.each for part in parts]
+    passes = [part.each.to(model.device) for part in parts]
     tokens = [len(each.ids_T) for each in passes]
     hidden_T_D = model(
         torch.cat([each.ids_T for each in passes]),

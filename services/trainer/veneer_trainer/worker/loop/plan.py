@@ -32,6 +32,7 @@ class Plan:
         target_modules: whole names of the adapted linears, sorted.
         trains_tower: whether features of pictures change with the adapter.
         dtype: of the base.
+        device: that computes, "cpu" or "cuda".
     """
 
     spec: training_job_pb2.TrainingSpec
@@ -40,10 +41,11 @@ class Plan:
     target_modules: tuple[str, ...]
     trains_tower: bool
     dtype: torch.dtype
+    device: str = "cpu"
 
     @classmethod
-    def of(cls, spec: training_job_pb2.TrainingSpec, config: ModelConfig, ranks: int = 1) -> Plan:
-        """Reads a spec for a base, and for so many processes that train together.
+    def of(cls, spec: training_job_pb2.TrainingSpec, config: ModelConfig, ranks: int = 1, device: str = "cpu") -> Plan:
+        """Reads a spec for a base, for so many processes that train together, each on such a device.
 
         Raises:
             Refused: it asks for what this worker does not do.
@@ -68,7 +70,8 @@ class Plan:
             adapter,
             names,
             any(name.startswith(TOWER) for name in names),
-            _dtype(spec.dtype),
+            _dtype(spec.dtype, device),
+            device,
         )
 
     def steps_per_epoch(self, rows: int) -> int:
@@ -104,7 +107,7 @@ class Plan:
         """What affects numbers beyond the spec; runs with the same record are the same to the byte."""
         return {
             "torch": torch.__version__,
-            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "instructions": _instructions(self.device),
             "threads": str(threads),
             "dtype": str(self.dtype).removeprefix("torch."),
             "packing": f"batches of a step together up to {PASS_TOKENS} tokens",
@@ -135,14 +138,21 @@ def _shortest(config: ModelConfig, names: tuple[str, ...]) -> tuple[str, ...]:
         return names
 
 
-def _dtype(dtype: model_pb2.Dtype.ValueType) -> torch.dtype:
+def _instructions(device: str) -> str:
+    """What a device computes with."""
+    if device == "cpu":
+        return torch.backends.cpu.get_cpu_capability()
+    return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+
+
+def _dtype(dtype: model_pb2.Dtype.ValueType, device: str) -> torch.dtype:
     match dtype:
         case model_pb2.DTYPE_FLOAT32:
             return torch.float32
         case model_pb2.DTYPE_BFLOAT16:
             return torch.bfloat16
         case _:
-            return torch.bfloat16 if _multiplies_bfloat16() else torch.float32
+            return torch.bfloat16 if device == "cuda" or _multiplies_bfloat16() else torch.float32
 
 
 def _multiplies_bfloat16() -> bool:

@@ -49,7 +49,7 @@ class Ranks:
         """Returns each figure's sum over all ranks."""
         if self.size == 1:
             return list(figures)
-        sums = torch.tensor(figures, dtype=torch.float64)
+        sums = torch.tensor(figures, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
         dist.all_reduce(sums)
         summed: list[float] = sums.tolist()
         return summed

@@ -52,7 +52,7 @@ def train(link: JobLink, common: Common) -> Generator[Turn, Exception | None]:
     spec, folder = sealed(job), Path(task.folder)
 
     config = ModelConfig.from_directory(Path(task.model_directory))
-    plan = Plan.of(spec, config)
+    plan = Plan.of(spec, config, device=task.device)
     processor = processor_under(Path(task.model_directory), task.model_digest, spec.max_pixels)
     dataset = Dataset(
         task.dataset,
@@ -82,7 +82,7 @@ def train(link: JobLink, common: Common) -> Generator[Turn, Exception | None]:
     elif task.initial_folder:
         state.start_from(Path(task.initial_folder), config)
     batches = Batches(processor, plan, features.known if features else lambda sha256: None)
-    learner, gauges = Learner(model, state, plan, features), Gauges()
+    learner, gauges = Learner(model, state, plan, features), Gauges(plan.device)
     interval = spec.checkpoint_interval_steps or job.resolved.checkpoint_interval_steps
     every = spec.validation_interval_steps or (per_epoch if spec.HasField("early_stopping") else 0)
     is_resolved = job.HasField("resolved")
@@ -191,7 +191,7 @@ def _resolved(
         model_digest=contract.model_digest,
         contract=sealed,
         dtype=model_pb2.DTYPE_BFLOAT16 if plan.dtype is torch.bfloat16 else model_pb2.DTYPE_FLOAT32,
-        device="cpu",
+        device=plan.device,
         target_modules=plan.target_modules,
         trainable_parameters=sum(tensor.numel() for _, tensor in adapter.tensors()),
         train_rows=split.used_rows,

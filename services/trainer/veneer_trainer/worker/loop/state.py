@@ -58,7 +58,7 @@ class State:
     @classmethod
     def fresh(cls, config: ModelConfig, plan: Plan) -> State:
         """A run before its first step; raises TargetError."""
-        adapter = Adapter.new(config, plan.adapter, plan.spec.seed)
+        adapter = Adapter.new(config, plan.adapter, plan.spec.seed, device=plan.device)
         for _, tensor in adapter.tensors():
             tensor.requires_grad_()
         settings = plan.spec.optimizer
@@ -119,7 +119,9 @@ class State:
                 for name, tensor in self.adapter.tensors():
                     tensor.copy_(weights.pop(name))
                     its = {
-                        moment: moments.pop(f"{name}.{moment}") for moment in _MOMENTS if f"{name}.{moment}" in moments
+                        moment: moments.pop(f"{name}.{moment}").to(tensor.device)
+                        for moment in _MOMENTS
+                        if f"{name}.{moment}" in moments
                     }
                     if its:
                         self.optimizer.state[tensor] = its
