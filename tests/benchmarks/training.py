@@ -219,6 +219,7 @@ def main() -> None:
         here, there = context.Pipe()
         arguments = (side, told.directory, told.dtype, told.device, told.rows, told.threads, there)
         context.Process(target=serve, args=arguments, daemon=True).start()
+        there.close()  # so that a side that cannot begin is heard
         sides[side] = here
         here.recv()
     found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
