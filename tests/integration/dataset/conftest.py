@@ -4,8 +4,6 @@
 import hashlib
 import io
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from veneer_base.unfold import base_directory
 from veneer_rpc.delegation import new_key_pair
 from veneer_rpc.tokens import add_token
 
+Process = Any  # of the folder above
 MODEL_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json")
 MODEL_DIGEST = "ab" * 32
 CONTEXT = 2048
@@ -60,7 +59,7 @@ class Models(model_service_pb2_grpc.ModelServiceServicer):
 @dataclass
 class Service:
     address: str
-    process: subprocess.Popen[str]
+    process: Process
     data: Path
     user: str
     stranger: str
@@ -110,9 +109,9 @@ def trainer() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def start_service(trainer: str) -> Iterator[StartService]:
+def start_service(trainer: str, start_process: Callable[..., Process]) -> Iterator[StartService]:
     """Starts a service on a folder; what was started is ended with the session."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[Process] = []
     secrets: dict[Path, tuple[str, str, bytes]] = {}
 
     def start(folder: Path, *flags: str) -> Service:
@@ -123,14 +122,13 @@ def start_service(trainer: str) -> Iterator[StartService]:
             (folder / "trainer.token").write_text("vnr_any\n")
             secrets[folder] = add_token(tokens, "acme", ["user"]), add_token(tokens, "other", ["user"]), private_pem
         user, stranger, key = secrets[folder]
-        command = [sys.executable, "-m", "veneer_dataset", "--bind", "127.0.0.1:0", "--tokens-file", str(tokens)]
+        command = ["--bind", "127.0.0.1:0", "--tokens-file", str(tokens)]
         command += ["--data", str(folder / "data"), "--trainer", trainer, "--die-with-parent", "true"]
         command += ["--trainer-token-file", str(folder / "trainer.token"), "--log-level", "warning"]
         command += ["--delegation-public-key-file", str(public), *flags]
         with (folder / "log").open("a") as log:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+            process = start_process("veneer_dataset", command, log)
         started.append(process)
-        assert process.stdout is not None
         line = process.stdout.readline()
         assert line.startswith("veneer_dataset listening on "), (folder / "log").read_text()
         return Service(line.split()[-1], process, folder / "data", user, stranger, key)
@@ -140,8 +138,7 @@ def start_service(trainer: str) -> Iterator[StartService]:
         process.terminate()
     for process in started:
         process.wait(30)
-        if process.stdout is not None:
-            process.stdout.close()
+        process.stdout.close()
 
 
 @pytest.fixture(scope="session")

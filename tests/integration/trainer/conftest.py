@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -41,6 +40,7 @@ from veneer_rpc.tokens import add_token
 
 Message = Answer = Any  # of generated code
 Kit = Any  # this module
+Start = Process = Any  # of the folder above
 
 VERSION = "datasets/digits/versions/" + "ab" * 32
 LEASE_S = 1.0
@@ -224,21 +224,19 @@ def datasets(keys: Secrets) -> Iterator[Datasets]:
 class Trainer:
     """The process under test; it can die and come back on the same address and data."""
 
-    def __init__(self, flags: dict[str, str], keys: Secrets, log: Path) -> None:
+    def __init__(self, flags: dict[str, str], keys: Secrets, log: Path, start_process: Start) -> None:
         self.flags = flags
         self.keys = keys
         self.log = log
         self.address = flags["bind"]
-        self.process: subprocess.Popen[str] | None = None
+        self.process: Process | None = None
+        self._start = start_process
         self._channels: list[grpc.Channel] = []
 
     def start(self, failpoints: str = "") -> None:
-        command = [sys.executable, "-m", "veneer_trainer"]
-        command += [text for flag, value in self.flags.items() for text in (f"--{flag}", value)]
-        environment = os.environ | {"VENEER_FAILPOINTS": failpoints}
+        flags = [text for flag, value in self.flags.items() for text in (f"--{flag}", value)]
         with self.log.open("a") as log:
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
-        assert self.process.stdout is not None
+            self.process = self._start("veneer_trainer", flags, log, VENEER_FAILPOINTS=failpoints)
         line = self.process.stdout.readline()
         assert line == f"veneer_trainer listening on {self.address}\n", self.log.read_text()[-4000:]
 
@@ -249,8 +247,7 @@ class Trainer:
 
     def wait(self) -> int:
         assert self.process is not None
-        code = self.process.wait(20)
-        assert self.process.stdout is not None
+        code: int = self.process.wait(20)
         self.process.stdout.close()
         self.process = None
         return code
@@ -302,7 +299,7 @@ class _Token(
 
 @pytest.fixture
 def make_trainer(
-    tmp_path: Path, keys: Secrets, valkey: Valkey, datasets: Datasets, base: Path
+    tmp_path: Path, keys: Secrets, valkey: Valkey, datasets: Datasets, base: Path, start_process: Start
 ) -> Iterator[Callable[..., Trainer]]:
     made: list[Trainer] = []
 
@@ -314,7 +311,7 @@ def make_trainer(
             "lease-s": str(LEASE_S), "heartbeat-s": "0.25", "reconcile-s": "0.3", "retry-s": "0.2",
             "grace-s": "1", "history-file": str(tmp_path / "history.jsonl"),
         } | {name.replace("_", "-"): value for name, value in flags.items()}  # fmt: skip
-        made.append(Trainer(chosen, keys, tmp_path / "trainer.log"))
+        made.append(Trainer(chosen, keys, tmp_path / "trainer.log", start_process))
         return made[-1]
 
     yield make
