@@ -1,6 +1,7 @@
-"""Real servers that suites of several folders share; each is started when a test first asks for it."""
+"""Real servers and a base that suites of several folders share; each is made when a test first asks for it."""
 
 import http.client
+import json
 import os
 import pwd
 import shutil
@@ -13,6 +14,41 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(scope="session")
+def byte_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base of random weights that knows bytes and control tokens alone.
+
+    Qwen's own vocabulary takes a second to read, and a head of 151,936 entries most of a tiny model's step.
+    """
+    import torch  # most tests do without
+    from safetensors.torch import load_file, save_file
+
+    from veneer_base.random_weights import write_random_model
+
+    directory = tmp_path_factory.mktemp("base") / "tiny"
+    write_random_model("tiny", directory, dtype=torch.float32)
+    tokenizer = json.loads((directory / "tokenizer.json").read_bytes())
+    vocabulary = tokenizer["model"]["vocab"]
+    tokenizer["model"] |= {
+        "vocab": {token: number for token, number in vocabulary.items() if number < 256},
+        "merges": [],
+    }
+    controls = {token["id"]: 256 + number for number, token in enumerate(tokenizer["added_tokens"])}
+    for token in tokenizer["added_tokens"]:
+        token["id"] = controls[token["id"]]
+    config = json.loads((directory / "config.json").read_bytes())
+    config |= {key: controls[config[key]] for key in config if key.endswith("_token_id")}
+    config["text_config"]["vocab_size"] = 256 + len(controls)
+    for name, changed in (("tokenizer.json", tokenizer), ("config.json", config)):
+        (directory / name).write_text(json.dumps(changed))
+    (weights,) = directory.glob("*.safetensors")
+    tensors = load_file(weights)
+    embedding = "model.language_model.embed_tokens.weight"
+    tensors[embedding] = tensors[embedding][: config["text_config"]["vocab_size"]].clone()
+    save_file(tensors, weights)
+    return directory
 
 
 @pytest.fixture(scope="session")

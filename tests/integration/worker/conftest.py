@@ -17,7 +17,6 @@ import grpc
 import numpy as np
 import psutil
 import pytest
-import torch
 from PIL import Image
 
 from veneer.dataset.v1 import dataset_service_pb2 as dataset_pb
@@ -25,7 +24,6 @@ from veneer.dataset.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from veneer.trainer.v1 import training_job_pb2 as job_pb
 from veneer.trainer.v1 import training_service_pb2 as jobs_pb
 from veneer.trainer.v1.training_service_pb2_grpc import TrainerServiceStub
-from veneer_base.random_weights import write_random_model
 from veneer_rpc.delegation import new_key_pair
 from veneer_rpc.tokens import add_token
 
@@ -35,8 +33,8 @@ LEASE_S = 2.0
 # A job seconds long, so that there is time to interfere, with everything that a checkpoint must hold: dropout,
 # moments, a schedule, validations and the best adapter so far.
 LONG: dict[str, Any] = {
-    "steps": 20,
-    "validation_interval_steps": 5,
+    "steps": 80,
+    "validation_interval_steps": 20,
     "early_stopping": {"patience": 100},
     "lora": {"dropout": 0.1},
 }
@@ -251,16 +249,9 @@ class Cluster:
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base") / "tiny"
-    write_random_model("tiny", folder, dtype=torch.float32)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Iterator[Cluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory, byte_base: Path) -> Iterator[Cluster]:
     os.environ["OMP_NUM_THREADS"] = "1"
-    made = Cluster(tmp_path_factory.mktemp("cluster"), base)
+    made = Cluster(tmp_path_factory.mktemp("cluster"), byte_base)
     yield made
     made.close()
 

@@ -5,7 +5,6 @@ import queue
 import threading
 from collections.abc import Iterator
 from concurrent import futures
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -135,10 +134,10 @@ class Stage:
 
 
 @pytest.fixture(scope="module")
-def stage(cluster: Cluster, base: Path) -> Iterator[Stage]:
+def stage(cluster: Cluster) -> Iterator[Stage]:
     made = Stage(cluster)
     flags = {
-        "--data": str(cluster.folder / "evaluator"), "--name": "evaluator", "--models": f"tiny={base}",
+        "--data": str(cluster.folder / "evaluator"), "--name": "evaluator", "--models": f"tiny={cluster.base}",
         "--trainer": made.address, "--token-file": str(cluster.folder / "worker.token"),
         "--dataset": cluster.dataset, "--inference": f"{made.address},{made.address}", "--kinds": "evaluation",
         "--die-with-parent": "true",

@@ -97,10 +97,10 @@ def test_rows_that_are_too_long_are_refused_by_name_or_left_out(cluster: Cluster
         {"prompt": f"Count to {n}.", "text": "one two " * n, "image": "1.png"} for n in (1, 2, 30)
     ]
     version = push(cluster.datasets(), "lengths", {"train.jsonl": rows})
-    refused = cluster.ended(cluster.create(version, "refused", max_length=48))
+    refused = cluster.ended(cluster.create(version, "refused", max_length=64))
     assert refused.failure.reason == "ROWS_TOO_LONG"
     assert "split train has " in refused.failure.message
-    skipped = cluster.ended(cluster.create(version, "skipped", max_length=48, over_length="OVER_LENGTH_SKIP"))
+    skipped = cluster.ended(cluster.create(version, "skipped", max_length=64, over_length="OVER_LENGTH_SKIP"))
     assert skipped.adapter_version, skipped.failure
     assert (skipped.resolved.train_rows, skipped.resolved.skipped_rows) == (2, 1)
 

@@ -100,10 +100,6 @@ class Run:
 
 
 @pytest.fixture(scope="session")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    from veneer_base.random_weights import write_random_model  # it takes the peer along; a rank needs none
-
+def bench(byte_base: Path) -> Bench:
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("base") / "tiny"
-    write_random_model("tiny", folder, dtype=torch.float32)
-    return Bench(folder)
+    return Bench(byte_base)
