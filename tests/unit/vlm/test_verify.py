@@ -22,11 +22,8 @@ def run(*arguments: str) -> Result:
 
 
 @pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demonstration base, unfolded away from the home directory."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VENEER_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return base_directory()
+def base() -> Path:
+    return base_directory()
 
 
 @pytest.fixture(scope="session")
