@@ -5,6 +5,7 @@ the dataset's matter, and so is bringing an accepted dialect into this form. Not
 """
 
 import hashlib
+import re
 from collections.abc import KeysView
 from typing import Any
 
@@ -22,6 +23,8 @@ _TEXT, _IMAGE = dict.fromkeys(("type", "text")).keys(), dict.fromkeys(("type", "
 
 # For rows this is RFC 8785, at a twentieth of rfc8785's time: every key is ASCII and the one number is 0.
 _encode = msgspec.json.Encoder(order="sorted").encode
+
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 _Place = tuple[int, ...]  # which message, and which of its parts
 
@@ -42,12 +45,52 @@ def canonical_row(row: object) -> bytes:
     Raises:
         NotCanonicalError: with the place, for any other form.
     """
+    try:
+        if _is_plainly_canonical(row):
+            return _encode(row)
+    except UnicodeEncodeError:  # a lone surrogate, whose place is told
+        pass
+    _check(row)
+    return _encode(row)
+
+
+def _is_plainly_canonical(row: object) -> bool:
+    """Whether a row of dicts and lists is in canonical form, lone surrogates apart: a fifth of `_check`'s time."""
+    if type(row) is not dict or len(row) != 1 or type(messages := row.get("messages")) is not list or not messages:
+        return False
+    for message in messages:
+        if type(message) is not dict or type(content := message.get("content")) is not list:
+            return False
+        role = message.get("role")
+        if len(message) != 2:
+            weight = message.get("weight")
+            if len(message) != 3 or role != "assistant" or type(weight) is not int or weight:
+                return False
+        elif role not in ROLES:
+            return False
+        after_text = False
+        for part in content:
+            if type(part) is not dict or len(part) != 2:
+                return False
+            kind = part.get("type")
+            if kind == "text" and not after_text:
+                if type(text := part.get("text")) is not str or not text:
+                    return False
+                after_text = True
+            elif kind == "image" and type(digest := part.get("digest")) is str and _DIGEST.fullmatch(digest):
+                after_text = False
+            else:
+                return False
+    return True
+
+
+def _check(row: object) -> None:
+    """Raises NotCanonicalError, with the place, for what is not in canonical form."""
     messages = _members(row, (), _ROW)["messages"]
     if not isinstance(messages, list) or not messages:
         raise NotCanonicalError(f"$.messages must be a list with a message in it, got {shown(messages)}")
     for index, message in enumerate(messages):
         _check_message(message, index)
-    return _encode(row)
 
 
 def _check_message(message: object, number: int) -> None:

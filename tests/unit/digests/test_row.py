@@ -105,6 +105,7 @@ def test_a_change_of_any_member_changes_the_digest(change: Callable[[dict[str, A
         (_set("messages", 1, "weight", to=0.0), r"\.weight is 0 or not there, got 0\.0"),
         (_set("messages", 1, "weight", to=False), r"\.weight is 0 or not there, got False"),
         (_set("messages", 1, "name", to="x"), r"\[1\] must have just the keys role, content, weight"),
+        (_set("messages", 2, "name", to=0), r"\[2\] must have just the keys role, content; it has"),
         (_set("messages", 0, "content", to="x"), r"\[0\]\.content must be a list of parts, got 'x'"),
         (_set("messages", 0, "content", 1, "text", to=""), r"\.content\[1\]\.text is empty"),
         (_set("messages", 0, "content", 1, "text", to=7), r"\.content\[1\]\.text must be a string, got 7"),
@@ -129,6 +130,28 @@ def test_enforces_the_form_and_names_the_place(change: Callable[[dict[str, Any]]
     change(row)
     with pytest.raises(NotCanonicalError, match=problem):
         canonical_row(row)
+
+
+def test_only_lists_and_objects_are_taken_for_such() -> None:
+    for change in (
+        lambda row: row.update(messages=tuple(row["messages"])),
+        lambda row: row["messages"][0].update(content=tuple(row["messages"][0]["content"])),
+        lambda row: row["messages"][2].update(content=[("type", "text")]),
+    ):
+        row = copy.deepcopy(example())
+        change(row)
+        with pytest.raises(NotCanonicalError):
+            canonical_row(row)
+
+
+def test_a_row_of_other_dicts_has_the_same_form() -> None:
+    class Members(dict[str, Any]):
+        pass
+
+    row = Members(example())
+    row["messages"][1] = Members(row["messages"][1])
+    row["messages"][1]["content"] = [Members(type="text", text="A barn.")]
+    assert canonical_row(row) == canonical_row(example())
 
 
 def test_a_row_is_not_repaired_nor_touched() -> None:

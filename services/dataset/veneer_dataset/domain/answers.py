@@ -29,14 +29,16 @@ def instruction_in(text: str) -> str | None:
     return found[1].strip() if found else None
 
 
-def answer_warnings(text: str, *, is_pair: bool) -> Iterator[tuple[str, str]]:
+def answer_warnings(text: str, *, is_pair: bool) -> list[tuple[str, str]]:
     """Code and finding of what is odd about one answer."""
+    warnings = []
     if text.isspace():
-        yield "ANSWER_BLANK", f"{len(text)} characters of white space"
+        warnings.append(("ANSWER_BLANK", f"{len(text)} characters of white space"))
     if len(text) > VERY_LONG_CHARS:
-        yield "ANSWER_VERY_LONG", f"{len(text)} characters"
-    if is_pair and (instruction := instruction_in(text)):
-        yield "INSTRUCTION_IN_TEXT", instruction
+        warnings.append(("ANSWER_VERY_LONG", f"{len(text)} characters"))
+    if is_pair and (":" in text or "\uff1a" in text) and (instruction := instruction_in(text)):
+        warnings.append(("INSTRUCTION_IN_TEXT", instruction))
+    return warnings
 
 
 def last_answer(row: dict[str, Any]) -> str:

@@ -79,4 +79,4 @@ def read_draft(row: dict[str, Any], dialect: Dialect, default_prompt: str) -> Dr
 def unread_fields(row: dict[str, Any], dialect: Dialect) -> list[str]:
     """Fields of a row that its dialect's reader does not look at."""
     known = _FORMS[dialect].fields
-    return [] if row.keys() <= known else sorted(row.keys() - known)
+    return [] if known.issuperset(row) else sorted(row.keys() - known)

@@ -8,8 +8,9 @@ import base64
 import binascii
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from veneer_dataset.domain.findings import Refusal
 from veneer_rpc.errors import ResourceExhausted
@@ -18,6 +19,7 @@ MAX_TEXT_BYTES = 1024 * 1024
 MAX_PARTS = 256
 MAX_MESSAGES = 10_000
 
+_SURELY_SMALL_CHARS = MAX_TEXT_BYTES // 4
 _CONTROL = re.compile(
     r"<\|(?:im_start|im_end|endoftext|object_ref_(?:start|end)|box_(?:start|end)|quad_(?:start|end)|"
     r"vision_(?:start|end|pad)|image_pad|video_pad|fim_(?:prefix|middle|suffix|pad)|repo_name|file_sep)\|>"
@@ -30,8 +32,7 @@ Part = dict[str, str]
 Message = dict[str, Any]
 
 
-@dataclass(slots=True)
-class PictureUse:
+class PictureUse(msgspec.Struct):
     """A picture in a draft: the canonical part that waits for its digest, and a path or a file's bytes."""
 
     part: Part
@@ -39,12 +40,11 @@ class PictureUse:
     json_path: str
 
 
-@dataclass(slots=True)
-class Draft:
+class Draft(msgspec.Struct):
     """A row as a dialect's reader leaves it."""
 
-    messages: list[Message] = field(default_factory=list)
-    pictures: list[PictureUse] = field(default_factory=list)
+    messages: list[Message] = []
+    pictures: list[PictureUse] = []
     split: str = ""
     group: str = ""
 
@@ -64,18 +64,21 @@ class Draft:
         self.pictures.append(PictureUse(part, source, json_path))
         return part
 
-    def say(self, role: str, parts: Sequence[Part], json_path: str) -> Message:
-        """Adds a message whose role is a canonical one."""
+    def say(self, role: str, parts: list[Part], json_path: str) -> Message:
+        """Adds a message whose role is a canonical one; the parts are then the message's."""
         if not parts:
             raise Refusal("ANSWER_MISSING" if role == "assistant" else "FIELD_MISSING", json_path, "")
         if len(parts) > MAX_PARTS:
             raise Refusal("PARTS_TOO_MANY", json_path, len(parts))
-        if role != "user" and "image" in [part["type"] for part in parts]:
-            raise Refusal("PICTURE_PLACE", json_path, f"a picture in a message of the {role}")
-        if len(self.messages) == MAX_MESSAGES:
+        if role != "user":
+            for part in parts:
+                if part["type"] == "image":
+                    raise Refusal("PICTURE_PLACE", json_path, f"a picture in a message of the {role}")
+        messages = self.messages
+        if len(messages) == MAX_MESSAGES:
             raise ResourceExhausted("TOO_MANY_MESSAGES", f"a row has more than {MAX_MESSAGES} messages, the limit")
-        message: Message = {"role": role, "content": merged(parts)}
-        self.messages.append(message)
+        message: Message = {"role": role, "content": merged(parts) if len(parts) > 1 else parts}
+        messages.append(message)
         return message
 
     def check(self) -> None:
@@ -94,8 +97,6 @@ class Draft:
 
 def merged(parts: Sequence[Part]) -> list[Part]:
     """Parts with neighbouring texts made one."""
-    if len(parts) == 1:
-        return list(parts)
     whole: list[Part] = []
     for part in parts:
         if whole and part["type"] == "text" == whole[-1]["type"]:
@@ -118,7 +119,7 @@ def text_of(value: object, json_path: str) -> str:
     """
     if type(value) is not str:
         raise Refusal("FIELD_TYPE", json_path, value)
-    if len(value) > MAX_TEXT_BYTES // 4 and len(value.encode()) > MAX_TEXT_BYTES:
+    if len(value) > _SURELY_SMALL_CHARS and len(value.encode()) > MAX_TEXT_BYTES:
         raise Refusal("TEXT_TOO_LARGE", json_path, f"{len(value)} characters")
     if "\0" in value:
         raise Refusal("TEXT_NUL", json_path, f"U+0000 at character {value.index(chr(0)) + 1}")

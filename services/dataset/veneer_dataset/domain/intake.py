@@ -1,8 +1,8 @@
 """From row files to canonical rows: the first pass, which reads every line once and looks at no picture."""
 
-import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -118,20 +118,20 @@ class RowIntake:
 
     def _take(self, index: int, path: str, line: int, row: dict[str, Any], dialect: Dialect) -> None:
         draft = read_draft(row, dialect, self._default_prompt)
-        pictures = self._resolve(index, path, line, draft)
+        pictures = self._resolve(index, path, line, draft) if draft.pictures else []
         try:
             canonical = canonical_row({"messages": draft.messages})
         except NotCanonicalError as error:  # nothing a reader lets through; a surrogate in a default prompt would be
             raise Refusal("JSON_INVALID", "$", error) from error
         if len(canonical) > MAX_ROW_BYTES:
             raise Refusal("ROW_TOO_LARGE", "$", f"{len(canonical)} bytes")
+        is_pair = dialect is Dialect.PAIR
         for message in draft.messages:
             if message["role"] == "assistant" and "weight" not in message:
-                text = message["content"][0]["text"]
-                for code, found in answer_warnings(text, is_pair=dialect is Dialect.PAIR):
+                for code, found in answer_warnings(message["content"][0]["text"], is_pair=is_pair):
                     self._note(index, path, line, code, "$", found)
         self._rows.append(
-            RowRecord(index, line, canonical, hashlib.sha256(canonical).digest(), pictures, draft.split, draft.group)
+            RowRecord(index, line, canonical, sha256(canonical).digest(), pictures, draft.split, draft.group)
         )
 
     def _resolve(self, index: int, path: str, line: int, draft: Draft) -> list[tuple[int, str]]:
@@ -166,7 +166,7 @@ class RowIntake:
         return resolved
 
     def _keep_inline(self, data: bytes) -> bytes:
-        digest = hashlib.sha256(data)
+        digest = sha256(data)
         file = self._inline_folder / digest.hexdigest()
         if not file.exists():
             file.write_bytes(data)

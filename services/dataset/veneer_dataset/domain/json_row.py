@@ -15,7 +15,7 @@ from veneer_dataset.domain.findings import Refusal
 MAX_DEPTH = 64
 
 _decode = msgspec.json.Decoder().decode
-_KEY_END = re.compile(rb'"\s*:')  # each key ends so; a text may hold it too
+_KEY_END = re.compile(rb'"\s*:')  # each key ends so; a text may hold it too, and a colon alone much sooner
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -33,7 +33,8 @@ def parse_row(line: bytes) -> dict[str, Any]:
         raise Refusal("JSON_TOO_DEEP", "$", "thousands of levels") from None
     if type(value) is not dict:
         raise Refusal("JSON_NOT_OBJECT", "$", value)
-    if _keys(value, 1) != len(_KEY_END.findall(line)):
+    keys = _keys(value, 1)
+    if keys != line.count(b":") and keys != len(_KEY_END.findall(line)):
         json.loads(line, object_pairs_hook=_object_once)
     return value
 
@@ -43,12 +44,12 @@ def _keys(value: dict[str, Any] | list[Any], depth: int) -> int:
     if depth > MAX_DEPTH:
         raise Refusal("JSON_TOO_DEEP", "$", f"more than {MAX_DEPTH} levels")
     if type(value) is dict:
-        count, members = len(value), list(value.values())
+        count, members = len(value), value.values()
     else:
         count, members = 0, value  # type: ignore[assignment]  # a list of anything
     for member in members:
         kind = type(member)
-        if kind is dict or kind is list:
+        if kind is not str and (kind is dict or kind is list):
             count += _keys(member, depth + 1)
     return count
 

@@ -9,6 +9,7 @@ import msgspec
 _T = TypeVar("_T", bound=msgspec.Struct)
 _LET_GO_EVERY = 128  # reads; each may map 64 KiB
 _LENGTH_BYTES = 4
+_WRITTEN_AT_ONCE = 256 * 1024  # bytes; a write for each record costs more than the record
 
 
 class Spool(Generic[_T]):
@@ -22,6 +23,7 @@ class Spool(Generic[_T]):
     def __init__(self, file: IO[bytes], kind: type[_T]) -> None:
         self._file = file
         self._end = self._count = 0
+        self._unwritten = bytearray()
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(kind).decode
 
@@ -31,7 +33,11 @@ class Spool(Generic[_T]):
     def append(self, record: _T) -> int:
         """Adds a record and returns its place."""
         data = self._encode(record)
-        self._file.write(len(data).to_bytes(_LENGTH_BYTES, "big") + data)
+        unwritten = self._unwritten
+        unwritten += len(data).to_bytes(_LENGTH_BYTES, "big")
+        unwritten += data
+        if len(unwritten) > _WRITTEN_AT_ONCE:
+            self._write()
         place = self._end
         self._end += _LENGTH_BYTES + len(data)
         self._count += 1
@@ -47,8 +53,13 @@ class Spool(Generic[_T]):
 
     def reader(self) -> "SpoolReader[_T]":
         """Opens the records for reading by place; none may be added meanwhile."""
+        self._write()
         self._file.flush()
         return SpoolReader(self._file, self._end, self._decode)
+
+    def _write(self) -> None:
+        self._file.write(self._unwritten)
+        self._unwritten.clear()
 
 
 class SpoolReader(Generic[_T]):
