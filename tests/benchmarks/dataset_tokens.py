@@ -20,8 +20,9 @@ def main(count: int) -> None:
     directory = base_directory()
     processor = Processor.load(directory, "ab" * 32)
     counting = Counting("models/m", "", processor, 1 << 20)
-    answer = "表格包含三列:产品名称、单价、数量。其中A款手机售价5999元,库存12台。 The total is 5,999 yuan. " * 4
+    sentence = "表格包含三列:产品名称、单价、数量。其中A款手机售价5999元,库存12台。 The total is 5,999 yuan. " * 4
     questions = [f"请分析这张表单的内容 {number}" for number in range(count)]
+    answers = [f"{sentence}{number}" for number in range(count)]  # equal ones would be counted once
     rows = [
         {
             "messages": [
@@ -29,7 +30,7 @@ def main(count: int) -> None:
                 {"role": "assistant", "content": [{"type": "text", "text": answer}]},
             ]
         }
-        for question in questions
+        for question, answer in zip(questions, answers, strict=True)
     ]
     bare = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
     own, peer = [], []
@@ -40,7 +41,7 @@ def main(count: int) -> None:
         own.append(time.perf_counter() - start_s)
         start_s = time.perf_counter()
         for at in range(0, count, 512):
-            bare.encode_batch_fast([*questions[at : at + 512], *[answer] * len(questions[at : at + 512])])
+            bare.encode_batch_fast([*questions[at : at + 512], *answers[at : at + 512]])
         peer.append(time.perf_counter() - start_s)
     own_s, peer_s = statistics.median(own), statistics.median(peer)
     print(f"counted {count / own_s:,.0f} rows/s, bare tokenizer {count / peer_s:,.0f} rows/s: {peer_s / own_s:.0%}")

@@ -111,8 +111,12 @@ class Message:
             raise ConversationError(f"a role is one of {', '.join(get_args(Role))}, got {str(self.role)[:80]!r}")
         if not self.parts:
             raise ConversationError(f"a message of role {self.role} has no part")
-        if self.role != "user" and any(isinstance(part, Picture) for part in self.parts):
-            raise ConversationError(f"only a user's message holds pictures, got one in a message of role {self.role}")
+        if self.role != "user":
+            for part in self.parts:
+                if isinstance(part, Picture):
+                    raise ConversationError(
+                        f"only a user's message holds pictures, got one in a message of role {self.role}"
+                    )
 
     @property
     def text(self) -> str:

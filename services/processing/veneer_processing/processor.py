@@ -3,7 +3,7 @@
 Owns the order of the steps and their results; each step is in a module of its own.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,11 +18,13 @@ from veneer_processing.model_directory import chat_template, pixel_settings
 from veneer_processing.pictures import PICTURE_RULE
 from veneer_processing.pixels import DEFAULT_MAX_PIXELS, INTERPOLATION, PixelBounds, PixelSettings
 from veneer_processing.positions import rope_positions
-from veneer_processing.template import MASK_RULE, ChatTemplate, shape_of
+from veneer_processing.template import MASK_RULE, ChatTemplate, filled, shape_of
 from veneer_processing.tokenizer import SpecialIds, Tokenizer, tokenizer_digest
 
 _COUNTED_AT_ONCE = 512
 _CACHED_LITERALS = 1024
+_CACHED_COUNTABLES = 1024
+_CACHED_SHAPE_LENGTH = 256
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,6 +68,23 @@ class TokenCounts:
         return self.visual + self.prompt + self.supervised
 
 
+@dataclass(frozen=True, slots=True)
+class _Countable:
+    """What is counted of conversations of one shape: as little of the template's own text as possible.
+
+    Attributes:
+        fixed: tokens that do not depend on the texts.
+        runs: stretches that are tokenised; literal texts, and indices of the conversation's texts.
+        answers: which of the runs are answers.
+        pictures: how many there are; `fixed` counts a token for each.
+    """
+
+    fixed: int
+    runs: tuple[tuple[str | int, ...], ...]
+    answers: tuple[int, ...]
+    pictures: int
+
+
 class Processor:
     """Turns conversations into ids, positions, mask and patches under one processing contract.
 
@@ -94,6 +113,7 @@ class Processor:
         self._tokenizer = tokenizer
         self._template = template
         self._literal_length = lru_cache(_CACHED_LITERALS)(lambda text: tokenizer.lengths([text])[0])
+        self._cached_countable = lru_cache(_CACHED_COUNTABLES)(self._countable)
 
     @classmethod
     def load(cls, directory: Path, model_digest: str, bounds: PixelBounds | None = None) -> "Processor":
@@ -196,7 +216,7 @@ class Processor:
         segments = self._template.layout(shape)
         ids: list[int] = []
         supervised: list[bool] = []
-        learned = _learned(conversation)
+        learned = iter(_learned(conversation))
         after_learned = False
         for segment, its_ids in zip(
             segments, self._tokenizer.encode([each.filled(texts) for each in segments]), strict=True
@@ -228,33 +248,62 @@ class Processor:
         return np.concatenate([none, *map(self.pixels.patches, pictures)])
 
     def _count(self, conversations: Sequence[Conversation]) -> list[TokenCounts]:
-        layouts, filled = [], []
+        countables: list[_Countable] = []
+        runs: list[str] = []
         for conversation in conversations:
             shape, texts = self._checked(conversation)
-            segments = self._template.layout(shape)
-            layouts.append(segments)
-            filled += [each.filled(texts) for each in segments if each.literal is None]
-        lengths = iter(self._tokenizer.lengths(filled))
-        counts = []
-        for conversation, segments in zip(conversations, layouts, strict=True):
-            is_prompt = conversation.messages[-1].role == "user"
-            learned = _learned(conversation)
-            text = supervised = 0
-            for segment in segments:
-                length = next(lengths) if segment.literal is None else self._literal_length(segment.literal)
-                text += length
-                if segment.is_answer and next(learned) and not is_prompt:
-                    supervised += length + 1
-            pictures = tuple(conversation.pictures)
-            visual = sum(map(self.pixels.visual_tokens, pictures))
-            counts.append(TokenCounts(visual, text - len(pictures) - supervised, supervised))
+            cached = len(shape) <= _CACHED_SHAPE_LENGTH
+            countables.append(self._cached_countable(shape) if cached else self._countable(shape))
+            for run in countables[-1].runs:
+                only = run[0]
+                runs.append(texts[only] if len(run) == 1 and isinstance(only, int) else filled(run, texts))
+        different = list(dict.fromkeys(runs))  # prompts are often one, answers often classes
+        length_of = dict(zip(different, self._tokenizer.lengths(different), strict=True))
+        counts, start = [], 0
+        for conversation, countable in zip(conversations, countables, strict=True):
+            lengths = [length_of[run] for run in runs[start : start + len(countable.runs)]]
+            start += len(lengths)
+            supervised = 0
+            if conversation.messages[-1].role != "user":
+                learned = zip(countable.answers, _learned(conversation), strict=True)
+                supervised = sum([lengths[answer] + 1 for answer, is_learned in learned if is_learned])
+            visual = sum(map(self.pixels.visual_tokens, conversation.pictures)) if countable.pictures else 0
+            text = countable.fixed + sum(lengths) - countable.pictures
+            counts.append(TokenCounts(visual, text - supervised, supervised))
         return counts
+
+    def _countable(self, shape: str) -> _Countable:
+        fixed = 0
+        runs: list[tuple[str | int, ...]] = []
+        answers: list[int] = []
+        for segment in self._template.layout(shape):
+            if segment.is_answer:
+                answers.append(len(runs))
+                runs.append(segment.pieces)
+                continue
+            stretches: list[list[str | int]] = [[]]
+            for piece in segment.pieces:
+                if isinstance(piece, int):
+                    stretches[-1].append(piece)
+                    continue
+                first, *rest = self._tokenizer.apart(piece)
+                stretches[-1].append(first)
+                stretches += [[each] for each in rest]
+            for stretch in stretches:
+                if any(isinstance(piece, int) for piece in stretch):
+                    runs.append(tuple(stretch))
+                else:
+                    fixed += self._literal_length(filled(stretch, ()))
+        return _Countable(fixed, tuple(runs), tuple(answers), shape.count("p"))
 
     def _checked(self, conversation: Conversation) -> tuple[str, list[str]]:
         """Shape and texts of a conversation none of whose texts holds a control token.
 
         Pieces of one message are looked at as one text too: the template may write them side by side.
         """
+        shape, texts = shape_of(conversation)
+        if self._tokenizer.control_token_in("".join(texts)) is None:
+            return shape, texts
         problems = [
             f"messages[{index}]{_part_with(message, token)}: a text holds the control token {token}"
             for index, message in enumerate(conversation.messages)
@@ -263,12 +312,12 @@ class Processor:
         if problems:
             more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
             raise ConversationError("; ".join(problems[:5]) + more)
-        return shape_of(conversation)
+        return shape, texts
 
 
-def _learned(conversation: Conversation) -> Iterator[bool]:
+def _learned(conversation: Conversation) -> list[bool]:
     """For each assistant's message, whether it is learned."""
-    return (message.supervised for message in conversation.messages if message.role == "assistant")
+    return [message.supervised for message in conversation.messages if message.role == "assistant"]
 
 
 def _part_with(message: Message, token: str) -> str:

@@ -65,13 +65,12 @@ class Segment:
 
     def filled(self, texts: Sequence[str]) -> str:
         """Its text, with the conversation's texts put in."""
-        return "".join([piece if isinstance(piece, str) else texts[piece] for piece in self.pieces])
+        return filled(self.pieces, texts)
 
-    @property
-    def literal(self) -> str | None:
-        """Its text where it holds none of the conversation's, else None."""
-        only = self.pieces[0]
-        return only if len(self.pieces) == 1 and isinstance(only, str) else None
+
+def filled(pieces: Sequence[str | int], texts: Sequence[str]) -> str:
+    """Pieces of a segment as one text, with the conversation's texts put in."""
+    return "".join([piece if isinstance(piece, str) else texts[piece] for piece in pieces])
 
 
 def shape_of(conversation: Conversation) -> tuple[str, list[str]]:

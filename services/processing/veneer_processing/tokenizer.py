@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import chain
 from pathlib import Path
 
 import tokenizers
@@ -57,6 +58,7 @@ class Tokenizer:
         control = [each.content for each in added if each.special or re.fullmatch(r"<\|.*\|>", each.content)]
         self._control_start = os.path.commonprefix(control)  # noqa: RUF071  # of texts, not of paths
         self._control = re.compile("|".join(re.escape(each) for each in sorted(control, key=len, reverse=True)))
+        self._cuts = all("<" not in each.content[1:] for each in added) and all(map(self._is_cut_at, control))
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text; control tokens written in it become their ids."""
@@ -79,10 +81,28 @@ class Tokenizer:
         found = self._control.search(text)
         return found and found[0]
 
+    def apart(self, text: str) -> list[str]:
+        """A text cut before and after its control tokens: its ids are those of the pieces, one after another.
+
+        Uncut where a control token is not read for itself alone.
+        """
+        if not self._cuts:
+            return [text]
+        pieces, start = [], 0
+        for found in self._control.finditer(text):
+            pieces += [text[start : found.start()], found[0]]
+            start = found.end()
+        return [*pieces, text[start:]]
+
     def as_read(self, text: str) -> str:
         """The text in the form the tokenizer reads (Qwen's: Unicode NFC); ids decode to it exactly."""
         normalizer = self._tokenizer.normalizer
         return text if normalizer is None or text.isascii() else normalizer.normalize_str(text)
+
+    def _is_cut_at(self, token: str) -> bool:
+        pieces = ["a", token, "b \n", token, "\n a ", token]
+        whole, *apart = self.encode(["".join(pieces), *pieces])
+        return whole == list(chain.from_iterable(apart))
 
     def _special_id(self, token: str) -> int:
         found = self._tokenizer.token_to_id(token)

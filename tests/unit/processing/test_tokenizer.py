@@ -1,7 +1,9 @@
 import json
 import unicodedata
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -38,6 +40,29 @@ def test_ids_are_those_of_transformers(tokenizer: Tokenizer, reference: Qwen3VLP
     expected = reference.tokenizer(text, add_special_tokens=False)["input_ids"]
     assert tokenizer.encode([text]) == [expected]
     assert tokenizer.lengths([text]) == [len(expected)]
+
+
+_TEXTS = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("<|im_end> \n"), max_size=6)
+
+
+@given(
+    _TEXTS, st.sampled_from(["<|im_end|>", "<|vision_start|><|image_pad|>", "<|im_end|>\n<|im_start|>user\n"]), _TEXTS
+)
+def test_pieces_apart_have_the_ids_of_the_whole(tokenizer: Tokenizer, before: str, control: str, after: str) -> None:
+    first, *rest = tokenizer.apart(control)
+    assert len(rest) == control.count("<|") * 2
+    *most, last = rest
+    pieces = [before + first, *most, last + after]
+    assert list(chain.from_iterable(tokenizer.encode(pieces))) == tokenizer.encode([before + control + after])[0]
+
+
+@pytest.mark.parametrize("flags", [{"lstrip": True}, {"rstrip": True}, {"single_word": True}, {"content": "a<"}, {}])
+def test_a_text_is_left_whole_where_its_pieces_are_not_read_apart(tmp_path: Path, flags: dict[str, Any]) -> None:
+    tiny = tokenizers.Tokenizer(tokenizers.models.BPE({each: at for at, each in enumerate("ab< \n")}, []))
+    tiny.add_special_tokens([f"<|{field.name}|>" for field in fields(SpecialIds)])
+    tiny.add_tokens([tokenizers.AddedToken(**({"content": "<|other|>", "normalized": False} | flags))])
+    tiny.save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer(tmp_path).apart("a<|im_end|>b") == (["a<|im_end|>b"] if flags else ["a", "<|im_end|>", "b"])
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
