@@ -1,23 +1,13 @@
 """From the domain's values to the contract's messages."""
 
-import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from veneer.dataset.v1 import conversation_pb2, dataset_pb2, dataset_service_pb2
+from veneer.dataset.v1 import dataset_pb2
 from veneer_dataset.domain.datasets import Dataset
-from veneer_dataset.domain.examples import Example, PictureForm
 from veneer_dataset.domain.findings import Finding
 from veneer_dataset.domain.progress import Position
 from veneer_dataset.domain.report import Report, TokenTotals
 from veneer_dataset.domain.versions import DatasetVersion, Hold
-
-MAX_PIECE_BYTES = 1024 * 1024
-
-_ROLES = {
-    "system": conversation_pb2.ROLE_SYSTEM,
-    "user": conversation_pb2.ROLE_USER,
-    "assistant": conversation_pb2.ROLE_ASSISTANT,
-}
 
 
 def version_name(dataset_id: str, digest: str) -> str:
@@ -93,41 +83,6 @@ def hold_message(name: str, hold: Hold) -> dataset_pb2.Hold:
     expires = Timestamp()
     expires.FromDatetime(hold.expires)
     return dataset_pb2.Hold(dataset_version=name, holder=hold.holder, expire_time=expires)
-
-
-def example_messages(example: Example, form: PictureForm) -> list[dataset_service_pb2.ReadExamplesResponse]:
-    """A row, and the bytes of its pictures that do not fit into one message."""
-    first = dataset_service_pb2.ReadExamplesResponse()
-    first.example.index, first.example.row_digest = example.index, example.row_digest.hex()
-    messages = [first]
-    room_bytes, number = MAX_PIECE_BYTES, 0
-    for message in example.row["messages"]:
-        said = first.example.messages.add(role=_ROLES[message["role"]], unsupervised="weight" in message)
-        for part in message["content"]:
-            if part["type"] == "text":
-                said.parts.add(text=part["text"])
-                continue
-            picture = said.parts.add().picture
-            if form is PictureForm.DIGEST:
-                picture.blob = part["digest"]
-                continue
-            content = example.pictures[number]
-            data = content.tobytes() if isinstance(content, np.ndarray) else content
-            inline = data if len(data) <= room_bytes else data[:room_bytes]  # mostly: without another copy
-            room_bytes -= len(inline)
-            if isinstance(content, np.ndarray):
-                picture.resized.blob = part["digest"]
-                picture.resized.height, picture.resized.width = content.shape[:2]
-                picture.resized.rgb = inline
-            else:
-                picture.data = inline
-            for start in range(len(inline), len(data), MAX_PIECE_BYTES):
-                chunk = dataset_service_pb2.PictureChunk(
-                    picture_index=number, data=data[start : start + MAX_PIECE_BYTES]
-                )
-                messages.append(dataset_service_pb2.ReadExamplesResponse(picture_chunk=chunk))
-            number += 1
-    return messages
 
 
 def _report(report: Report) -> dataset_pb2.Report:

@@ -5,7 +5,7 @@ from contextlib import closing
 
 from veneer.dataset.v1 import dataset_service_pb2
 from veneer_dataset.api.app import App, tenant
-from veneer_dataset.api.convert import example_messages
+from veneer_dataset.api.example_wire import example_messages
 from veneer_dataset.api.handover import drawn, in_thread
 from veneer_dataset.api.requests import examples_request
 from veneer_dataset.domain.examples import Wanted
@@ -28,11 +28,7 @@ class ExampleCalls:
             """ReadExamplesResponses on the wire: made in the reading thread, not where all calls are served."""
             with closing(self._app.examples.read(whose, stored, wanted)) as examples:
                 for some in examples:
-                    yield [
-                        message.SerializeToString()
-                        for example in some
-                        for message in example_messages(example, checked.form)
-                    ]
+                    yield [message for example in some for message in example_messages(example, checked.form)]
 
         async for some in drawn(serialized):
             for message in some:

@@ -30,14 +30,16 @@ class SqlBlobs:
     def find(self, tenant: str, digests: Sequence[str]) -> Mapping[str, Blob]:
         """See BlobIndex."""
         table, found, stale = self._blobs, dict[str, Blob](), list[str]()
+        columns = table.c.digest, table.c.size_bytes, table.c.location, table.c.asked_us
         now = now_us()
+        fresh_us = now - int(self.fresh_s * 1_000_000)
         with self._database.read() as connection:
             for some in chunks(digests):
-                wanted = sa.select(table).where(table.c.tenant == tenant, table.c.digest.in_(some))
-                for row in connection.execute(wanted):
-                    found[row.digest] = Blob(tenant, row.digest, row.size_bytes, row.location)
-                    if row.asked_us <= now - int(self.fresh_s * 1_000_000):
-                        stale.append(row.digest)
+                wanted = sa.select(*columns).where(table.c.tenant == tenant, table.c.digest.in_(some))
+                for digest, size_bytes, location, asked_us in connection.execute(wanted):
+                    found[digest] = Blob(tenant, digest, size_bytes, location)
+                    if asked_us <= fresh_us:
+                        stale.append(digest)
         if not stale:
             return found
         with self._database.write() as connection:
