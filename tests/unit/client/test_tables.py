@@ -3,6 +3,7 @@
 import builtins
 import json
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,43 @@ def test_what_cannot_be_read_is_named(root: Path) -> None:
         read(root)
     (root / "data-00001-of-00002.arrow").unlink()
     with pytest.raises(FolderError, match=r"data-00001-of-00002\.arrow is not there, though .*state\.json names it"):
+        read(root)
+
+
+def test_a_saved_dataset_without_a_split(root: Path) -> None:
+    save_to_disk(root, pa.table({"text": ["a", "b"]}), None)
+    assert read(root).splits == ("", "")
+
+
+def test_values_that_json_has_no_form_for(root: Path) -> None:
+    moment = datetime(2026, 11, 24, 12, tzinfo=UTC)
+    schema = pa.schema([("image", IMAGE), ("text", pa.string()), ("at", pa.timestamp("us", "UTC"))])
+    given = [{"image": {"bytes": None, "path": None}, "text": "a", "at": moment}]
+    parquet.write_table(pa.Table.from_pylist(given, schema), root / "rows.parquet")
+    (row,) = rows(read(root).row_files[0])
+    assert row == {"image": None, "text": "a", "at": str(moment)}
+
+
+@pytest.mark.parametrize("state", ["7", "[]", '{"step": 3}'])
+def test_a_state_of_another_program_says_nothing_about_tables(root: Path, state: str) -> None:
+    (root / "state.json").write_text(state)
+    write_arrow(root / "rows.arrow", pa.table({"text": ["a"]}))
+    assert [file.path for file in read(root).row_files] == ["rows.arrow"]
+
+
+def test_a_broken_state_is_named(root: Path) -> None:
+    (root / "state.json").write_text("{")
+    with pytest.raises(FolderError, match=r"state\.json cannot be read"):
+        read(root)
+
+
+def test_a_broken_page_is_named(root: Path) -> None:
+    file = root / "rows.parquet"
+    parquet.write_table(pa.table({"text": [f"row {number}" for number in range(1000)]}), file)
+    data = bytearray(file.read_bytes())
+    data[4:400] = b"\xff" * 396  # behind the magic number: the first page; the footer is whole
+    file.write_bytes(data)
+    with pytest.raises(FolderError, match=r"rows\.parquet cannot be read"):
         read(root)
 
 

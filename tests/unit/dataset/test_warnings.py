@@ -88,6 +88,14 @@ def test_near_duplicates_are_found_and_only_those(
     assert table.near_duplicates().tolist() == first
 
 
+@pytest.mark.parametrize(("edge", "alike"), [(128, 0), (127, -1)])
+def test_near_duplicates_are_not_looked_for_among_icons(edge: int, alike: int) -> None:
+    table = PictureTable()
+    for number, size in enumerate([(128, 128), (edge, 400)]):
+        table.note(table.index(bytes([number]) * 32), PictureFacts(*size, 0b1011))
+    assert table.near_duplicates().tolist() == [-1, alike]
+
+
 @pytest.mark.parametrize(
     ("row", "file", "path", "split"),
     [
