@@ -45,7 +45,8 @@ def example_messages(example: Example, form: PictureForm) -> list[bytes]:
                 said += _field(2, _field(2, _field(2, [digest])))  # Part.picture, Picture.blob
                 continue
             content = next(pictures)
-            data = memoryview(np.ascontiguousarray(content).reshape(-1) if isinstance(content, np.ndarray) else content)
+            flat = np.ascontiguousarray(content).reshape(-1).data if isinstance(content, np.ndarray) else content
+            data = memoryview(flat)
             inline = data[:room_bytes]
             room_bytes -= len(inline)
             picture = _field(1, [inline])  # Picture.data
