@@ -82,6 +82,24 @@ def test_nothing_is_shared_across_tenants_adapters_or_pictures(kit: Any) -> None
     assert core.ask((prompt, kit.adapters[0], "t"))[0][0].cached_tokens == 64
 
 
+def test_a_prompt_that_fills_its_blocks_is_computed_to_its_end_again(kit: Any) -> None:
+    """Its last token is never taken from a kept block: the answer's first follows from it."""
+    core, prompt = kit.core(), kit.prompt(8, 64)
+    for cached in (0, 48):
+        (steps,) = core.ask((prompt, kit.adapters[0], "t"))
+        assert (steps[0].cached_tokens, tokens(steps)) == (cached, kit.answer(prompt, kit.adapters[0], 20))
+
+
+def test_a_picture_of_another_size_is_another_picture(kit: Any) -> None:
+    """As under another bound on pixels: the same file, other patches."""
+    core = kit.core()
+    digest = ("f" * 64,)
+    for grid in ((4, 6), (6, 4)):
+        prompt = dataclasses.replace(kit.prompt(9, 20, (grid,)), picture_digests=digest)
+        assert tokens(core.ask((prompt, None, "t"))[0]) == kit.answer(prompt, None, 20)
+    assert core.counters["feature_hits"] == 0
+
+
 def test_scores_are_the_same_with_and_without(kit: Any) -> None:
     prompt = kit.prompt(5, 70, ((4, 6),), supervised=15)
     right = scores(kit.core(prefix_cache=False).ask((prompt, kit.adapters[1], "t"), sampling=None)[0])

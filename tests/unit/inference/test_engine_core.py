@@ -124,6 +124,30 @@ def test_pictures_of_an_ended_request_are_not_seen(model: VisionLanguageModel) -
     assert not sight.busy
 
 
+def test_a_request_that_is_cancelled_takes_its_pictures_along(
+    model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("veneer_inference.engine.core._TOWER_MULTIPLICATIONS", OF_PATCH)  # one picture at a time
+    core = make_core(model)
+    for key in (1, 2):
+        ask(core, key, prompt(5, GRIDS[:1]))
+    core.step()
+    core.handle(messages.Cancel(2))  # its picture waits for the first one's
+    monkeypatch.setattr("veneer_vlm.vision.VisionTower.start", broken)
+    assert run(core) == {1: "length"}
+    assert not core._sight.busy
+
+
+def test_what_is_kept_of_a_batch_does_not_keep_the_batch() -> None:
+    cache, batch = FeatureCache(1 << 20), VisualFeatures(torch.zeros(100, 4), (torch.zeros(100, 4),))
+    key = feature_key("t", "a", GRIDS[0])
+    cache.put(key, batch[:2])
+    kept = cache.get(key)
+    assert kept is not None
+    sizes = [each.untyped_storage().nbytes() for each in (kept.tokens_M_D, *kept.deepstack_M_D)]
+    assert sum(sizes) == cache.size_bytes == 2 * 2 * 4 * 4
+
+
 def test_kept_features_stay_within_their_bound() -> None:
     cache = FeatureCache(3000)
 
@@ -224,6 +248,29 @@ def test_an_adapter_is_loaded_once_and_a_failure_reaches_all_who_wait(model: Vis
     ask(core, 4, prompt(), "a")
     ask(core, 5, prompt(), "b")
     assert run(core) == {4: "length", 5: "ADAPTER_NOT_LOADED"}
+
+
+def test_a_request_that_the_queue_refuses_holds_no_adapter(model: VisionLanguageModel) -> None:
+    core = EngineCore(model, Limits(256, 32, waiting=2), 2, 1 << 20, 1 << 20, lambda *_: None)
+    core.handle(messages.Load(1, "a", "x"))
+    core.handle(Loaded("a", adapter(model, 1, "q_proj")))
+    for key in (2, 3):  # of one tenant, who may have one request waiting
+        ask(core, key, prompt(), "a")
+    assert run(core) == {2: "length", 3: "QUEUE_FULL"}
+    core.handle(messages.Unload(4, "a"))
+    assert core.step().adapters == ()
+
+
+def test_prompts_give_way_while_answers_are_under_way(
+    model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = make_core(model)
+    ask(core, 1, prompt())
+    core.step()
+    monkeypatch.setattr(core._prompt_pace, "tokens", lambda most: min(most, 16))
+    core.handle(messages.Generate(2, "t", "", messages.Prompt.of(prompt(60)), Sampling(3)))
+    before = core.step().stats.counters["computed_tokens"]
+    assert core.step().stats.counters["computed_tokens"] - before == 1 + 16
 
 
 def test_an_adapter_that_was_dropped_leaves_nothing_behind(model: VisionLanguageModel) -> None:
