@@ -2,6 +2,8 @@
 
 import json
 import random
+import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -109,6 +111,40 @@ def test_a_schema_that_cannot_be_held_to_is_refused(grammars: Grammars, schema: 
         grammars.grammar(schema, STOP)
     assert caught.value.reason == "SCHEMA_UNSUPPORTED"
     assert str(caught.value)
+
+
+def test_a_schema_that_would_take_for_ever_is_refused_and_nobody_waits_for_it(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("veneer_inference.engine.schema_check._CPU_S", 1)
+    endless = json.dumps({"allOf": [{"type": "string", "pattern": f"a{number}.*b"} for number in range(40)]})
+    refusals: list[EngineError] = []
+
+    def compile_it() -> None:
+        with pytest.raises(EngineError) as caught:
+            grammars.grammar(endless, STOP)
+        refusals.append(caught.value)
+
+    grammars.grammar(INVOICE, STOP)
+    compiling = threading.Thread(target=compile_it)
+    compiling.start()
+    time.sleep(0.1)
+    grammars.grammar(INVOICE, STOP)
+    assert compiling.is_alive()
+    compiling.join(30)
+    compile_it()  # at once: a refusal is remembered
+    assert [each.problems for each in refusals] == [("it takes more time or memory than a schema may",)] * 2
+
+
+def test_any_stop_id_ends_an_answer_and_only_where_it_may(grammars: Grammars) -> None:
+    other = VOCABULARY - 1
+    grammar = grammars.grammar('{"type": "boolean"}', (END_OF_TURN_ID, other))
+    assert not grammar.allowed()[[END_OF_TURN_ID, other]].any()
+    while not (allowed := grammar.allowed())[other]:
+        grammar.take(int(np.flatnonzero(allowed)[0]))
+    assert np.flatnonzero(allowed).tolist() == [END_OF_TURN_ID, other]
+    grammar.take(other)
+    assert grammar.complete
 
 
 def ask(core: EngineCore, key: int, text: str, processor: Processor, sampling: Sampling) -> None:

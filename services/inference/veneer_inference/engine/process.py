@@ -1,8 +1,8 @@
 """The engine's process: threads around `EngineCore`.
 
-The main thread steps. One thread reads commands, one reads adapters, one writes reports; each queue between them is
-bounded, so that whoever is slow holds up the other side and not memory. When the service's end of the socket closes,
-nobody is left to answer, and the process ends.
+The main thread steps. One thread reads commands, one compiles schemas, one reads adapters, one writes reports; each
+queue between them is bounded, so that whoever is slow holds up the other side and not memory. When the service's end of
+the socket closes, nobody is left to answer, and the process ends.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from veneer_inference.engine.options import EngineOptions
 from veneer_inference.engine.precision import load_base
 from veneer_inference.engine.runner import Runner
 from veneer_inference.engine.scheduler import Limits
-from veneer_inference.ports import EngineError, EngineInfo, Sampling
+from veneer_inference.ports import EngineError, EngineInfo
 from veneer_processing import ProcessingError
 from veneer_rpc.certificate import CERTIFICATE_FILE, SIGNER_FILE
 from veneer_vlm.config import ModelConfig
@@ -39,6 +39,7 @@ from veneer_vlm.model import VisionLanguageModel
 _LOG = logging.getLogger(__name__)
 _COMMANDS = 64  # prompts with their pixels lie in it
 _REPORTS = 64
+_SCHEMAS = 64
 _BLOCK_TOKENS = 16
 _NAME = "veneer-torch"
 
@@ -57,7 +58,9 @@ class EngineProcess:
         self._commands: queue.Queue[messages.Command | Loaded] = queue.Queue(_COMMANDS)
         self._loads: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
         self._reports: queue.Queue[messages.Message] = queue.Queue(_REPORTS)
-        self._grammars: Grammars | None = None
+        self._schemas: queue.Queue[messages.Generate] = queue.Queue(_SCHEMAS)
+        self._uncompiled: set[int] = set()  # keys of those
+        self._uncompiled_lock = threading.Lock()
 
     def run(self) -> NoReturn:
         """Loads the base and serves."""
@@ -73,7 +76,7 @@ class EngineProcess:
             self._connection.sendall(messages.frame(messages.NotStarted(problems)))
             os._exit(1)
         limits = _limits(options, model.config)
-        grammars = self._grammars = Grammars(Path(options.model), model.config.text.vocab_size)
+        grammars = Grammars(Path(options.model), model.config.text.vocab_size)
         core = EngineCore(
             model,
             limits,
@@ -97,7 +100,9 @@ class EngineProcess:
             adapter_slots=options.slots,
             max_rank=options.max_rank,
         )
-        self._reports.put(messages.Ready(info))
+        self._connection.sendall(messages.frame(messages.Ready(info)))
+        grammars.prepare()  # while the service reads the tokenizer for itself, and before anybody waits for a step
+        self._start(lambda: self._compile_schemas(grammars))
         self._serve(core)
 
     def _serve(self, core: EngineCore) -> NoReturn:
@@ -128,17 +133,29 @@ class EngineProcess:
         try:
             while (command := messages.receive(self._connection)) is not None:
                 if isinstance(command, messages.Generate) and command.sampling.json_schema:
-                    self._compile(command.sampling)
+                    self._uncompiled.add(command.key)
+                    self._schemas.put(command)
+                    continue
+                if isinstance(command, messages.Cancel):
+                    with self._uncompiled_lock:
+                        self._uncompiled.discard(command.key)
                 self._commands.put(command)
         except ConnectionError:
             pass  # as its end
         os._exit(0)
 
-    def _compile(self, sampling: Sampling) -> None:
-        """Compiles a schema here, so that the step finds it compiled; what is wrong with it, the step says."""
-        if self._grammars is not None:
+    def _compile_schemas(self, grammars: Grammars) -> None:
+        """Compiles schemas, so that the step finds them compiled; what is wrong with one, the step says."""
+        while True:
+            command = self._schemas.get()
+            if command.key not in self._uncompiled:
+                continue
             with contextlib.suppress(EngineError):
-                self._grammars.grammar(sampling.json_schema, sampling.stop_ids)
+                grammars.grammar(command.sampling.json_schema, command.sampling.stop_ids)
+            with self._uncompiled_lock:  # a cancellation comes either before this, or after the request
+                if command.key in self._uncompiled:
+                    self._uncompiled.remove(command.key)
+                    self._commands.put(command)
 
     def _write_reports(self) -> None:
         try:
