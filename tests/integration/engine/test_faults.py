@@ -55,7 +55,8 @@ async def test_a_reader_that_falls_behind_is_let_go(kit: Any) -> None:
     engine = await EngineProcess.start(kit.base, 1, reader_steps=8)
     steps = engine.generate("t", "", kit.prompt(1), Sampling(400))
     await anext(steps)
-    await kit.until(lambda: engine.stats().running == 0)  # it was cancelled: nobody has read a step since
+    await kit.until(lambda: engine.stats().running == 0)  # nobody has read a step since
+    assert engine.stats().counters["cancelled"] == 1
     with pytest.raises(EngineError) as caught:
         async for _ in steps:
             pass

@@ -100,6 +100,17 @@ def test_a_picture_of_another_size_is_another_picture(kit: Any) -> None:
     assert core.counters["feature_hits"] == 0
 
 
+def test_a_second_picture_after_a_kept_first_one_is_seen_alone(kit: Any) -> None:
+    core = kit.core(blocks=400)
+    prompt = kit.prompt(10, 70, ((2, 26), (4, 6)))  # the first picture ends with a block
+    core.ask((prompt, None, "t"))
+    patches = prompt.patches_N_P.copy()
+    patches[52:] = patches[52:][::-1]
+    other = dataclasses.replace(prompt, picture_digests=(prompt.picture_digests[0], "f" * 64), patches_N_P=patches)
+    (steps,) = core.ask((other, None, "t"))
+    assert (steps[0].cached_tokens, tokens(steps)) == (48, kit.answer(other, None, 20))
+
+
 def test_scores_are_the_same_with_and_without(kit: Any) -> None:
     prompt = kit.prompt(5, 70, ((4, 6),), supervised=15)
     right = scores(kit.core(prefix_cache=False).ask((prompt, kit.adapters[1], "t"), sampling=None)[0])

@@ -10,7 +10,9 @@ import torch
 
 from veneer_inference.engine import messages
 from veneer_inference.engine.core import EngineCore, Loaded
-from veneer_inference.engine.scheduler import Limits
+from veneer_inference.engine.drafts import Continuations
+from veneer_inference.engine.request import Request
+from veneer_inference.engine.scheduler import Limits, Sequence
 from veneer_inference.engine.sight import FeatureCache, Picture, Sight, feature_key, touches_tower
 from veneer_inference.ports import EngineError, EnginePrompt, Sampling
 from veneer_vlm.config import ModelConfig
@@ -259,6 +261,25 @@ def test_a_request_that_the_queue_refuses_holds_no_adapter(model: VisionLanguage
     assert run(core) == {2: "length", 3: "QUEUE_FULL"}
     core.handle(messages.Unload(4, "a"))
     assert core.step().adapters == ()
+
+
+def test_what_an_answer_has_said_is_penalised_in_it(model: VisionLanguageModel) -> None:
+    core = make_core(model)
+    core.handle(messages.Generate(1, "t", "", messages.Prompt.of(prompt()), Sampling(12, repetition_penalty=1e6)))
+    said: list[int] = []
+    while not core.idle:
+        said += [token for each in core.step().progress for token in each.step.token_ids]
+    assert len({*said, *range(5)}) == 12 + 5
+
+
+def test_no_picture_is_guessed(model: VisionLanguageModel) -> None:
+    """An answer has none, whatever followed the same tokens before."""
+    request = Request.of(Sequence(1, "t", "", 5, 10), prompt(), Sampling(10), 0, IMAGE)
+    request.speculate()
+    others = Continuations()
+    others.add([2, 3, 4, 7, IMAGE, 8])
+    request.guess(8, others, IMAGE)
+    assert (request.sequence.draft, request.ids_T[5]) == (1, 7)
 
 
 def test_prompts_give_way_while_answers_are_under_way(

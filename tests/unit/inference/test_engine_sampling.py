@@ -133,6 +133,15 @@ def test_repetition_is_penalised() -> None:
     assert tokens(made, negative, Wish(Sampling(1, repetition_penalty=1.5), 1, everything)) == [right]
 
 
+def test_repetition_is_penalised_below_zero_too() -> None:
+    made = model()
+    made.slots()["lm_head.weight"].abs_().neg_()
+    hidden_N_D = torch.ones(1, 32)
+    first, second = made.logits(hidden_N_D)[0].topk(2).indices.tolist()
+    assert made.logits(hidden_N_D).max() < 0
+    assert tokens(made, hidden_N_D, Wish(Sampling(1, repetition_penalty=100.0), 1, {first})) == [second]
+
+
 def test_scores_are_log_probabilities_before_any_of_it() -> None:
     made, hidden_N_D = model(), hidden(1)
     right = made.logits(hidden_N_D)[0].double().log_softmax(-1)

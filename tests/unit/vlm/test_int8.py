@@ -48,6 +48,7 @@ def test_no_token_depends_on_its_neighbours() -> None:
     wild[2] = torch.nan
     assert torch.equal(kernel(wild)[0], together[0])
     assert kernel(torch.zeros(1, 64)).eq(0).all()
+    assert quantised(torch.zeros(1, 64))[0].eq(0).all()  # and not by what a cast makes of a NaN
     assert not kernel(wild)[2].isfinite().any()
 
 
