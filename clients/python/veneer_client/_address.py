@@ -43,7 +43,8 @@ def find(given: Cluster | None = None, directory: Path | None = None) -> Cluster
 
     What is given wins over the environment (VENEER_DATASET, VENEER_TRAINER, VENEER_INFERENCE with commas,
     VENEER_TOKEN, VENEER_CA_FILE), and that over the file in `directory`, else in the default one. When a
-    directory is given, its file wins over the environment.
+    directory is given, its file wins over the environment. An inference service may stand alone, as `veneer serve`
+    starts it.
 
     Raises:
         ClusterNotFound: an address or the token is missing, or the file cannot be read.
@@ -55,7 +56,7 @@ def find(given: Cluster | None = None, directory: Path | None = None) -> Cluster
     for source in sources:
         cluster = _filled(cluster, source)
     missing = [name for name in ("dataset", "trainer", "inference", "token") if not getattr(cluster, name)]
-    if missing:
+    if missing and missing != ["dataset", "trainer"]:
         raise ClusterNotFound(
             f"no cluster runs in {directory or default_directory()}, and nothing else gives its "
             f"{', '.join(missing)}. Set " + ", ".join(f"VENEER_{name.upper()}" for name in missing)

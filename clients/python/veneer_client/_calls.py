@@ -15,6 +15,7 @@ import grpc
 
 from veneer_client._address import is_local
 from veneer_client._errors import (
+    ClusterNotFound,
     DeadlineExceeded,
     ResourceExhausted,
     StatusError,
@@ -235,6 +236,8 @@ class Connection:
             await self._channel.close()
 
     def _open(self) -> grpc.aio.Channel:
+        if not self.address:
+            raise ClusterNotFound("neither dataset nor trainer is known: what answers alone has neither")
         if self._channel is None:
             local = is_local(self.address)
             options: list[tuple[str, int | str]] = [*_OPTIONS, *([("grpc.enable_http_proxy", 0)] if local else [])]

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,9 +93,38 @@ def running(*flags: object, **variables: str) -> Iterator[Cluster]:
         shutil.rmtree(root, ignore_errors=True)
 
 
+@contextmanager
+def served(export: Path) -> Iterator[Client]:
+    """A client of `veneer serve EXPORT_DIR`, which stands alone."""
+    command = [sys.executable, "-m", "veneer_client", "serve", str(export), "--bind", "127.0.0.1:0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            told = json.loads(process.stdout.readline())
+            with Client(inference=[told["address"]], token=told["token"]) as client:
+                yield client
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.stdout.read()
+    assert process.returncode == 0
+
+
+@pytest.fixture(scope="session")
+def serve() -> Callable[[Path], AbstractContextManager[Client]]:
+    """`served`, for modules that cannot import this one."""
+    return served
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A cluster for a module."""
+    """A cluster for a module; an export is checked on few prompts."""
+    with running(VENEER_WORKER_EXPORT_PROMPTS="4") as made:
+        yield made
+
+
+@pytest.fixture
+def learned() -> Iterator[Cluster]:
+    """A cluster whose exports are checked on as many prompts as usually."""
     with running() as made:
         yield made
 

@@ -16,6 +16,7 @@ import pytest
 
 from veneer_client import Client, InvalidArgument, NotFound, Unauthenticated
 from veneer_client.commands.evaluation import METRICS, report
+from veneer_rpc.certificate import verify
 
 NODE = Path(__file__).parents[3] / "clients" / "node"
 QUESTION = "Which digit is this? Answer with one digit from 0 to 9."
@@ -127,6 +128,18 @@ def test_later_versions_answer_once_they_are_promoted(cluster: Any, folder: Path
     cluster.until(lambda: served() == first.name, within_s=5)
     move = next(iter(client.adapters.log("promoted")))
     assert (move.alias, move.to_version, move.actor) == ("canary", 1, "rollback policy")
+
+
+def test_an_export_answers_by_itself_as_the_cluster_does(
+    cluster: Any, folder: Path, tmp_path: Path, serve: Any
+) -> None:
+    out, picture = tmp_path / "digits-merged", folder / "images" / "test-1.png"
+    cluster.veneer("adapters", "export", "digits", 1, "--format", "merged-fp32", "--out", out)
+    expected = cluster.client.generate(QUESTION, image=picture, adapter="digits@1", max_tokens=4)
+    with serve(out) as alone:
+        answer = alone.generate(QUESTION, image=picture, model="digits-merged", max_tokens=4)
+    assert (answer.text, answer.token_ids) == (expected.text, expected.token_ids)
+    assert answer.served_by.model_digest == verify(out).predicate["digest"]
 
 
 def test_a_swap_breaks_no_stream_and_each_answer_names_its_version(cluster: Any, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Whether a difference between two evaluations is larger than chance."""
 
 import random
+import statistics
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -61,6 +62,24 @@ def test_a_small_gain_on_every_row_is_seen_through_rows_that_differ_much() -> No
     assert 0 < gain.low < gain.difference < gain.high < 0.04
     loss = difference("cer", before, [value + chance.uniform(0, 0.04) for value in before])
     assert (loss.verdict, loss.only_before, loss.only_after) == ("worse", 80, 0)
+
+
+def test_a_difference_has_the_interval_of_its_mean_and_never_no_chance_at_all() -> None:
+    chance = random.Random(3)  # noqa: S311  # likewise
+    gains = [chance.uniform(0.1, 0.5) for _ in range(100)]
+    found = difference("anls", [0.3] * 100, [0.3 + gain for gain in gains])
+    reach = 1.96 * statistics.stdev(gains) / 10
+    assert found.difference - found.low == pytest.approx(reach, rel=0.2)
+    assert found.high - found.difference == pytest.approx(reach, rel=0.2)
+    assert found.p_value == pytest.approx(1 / 401)
+
+
+def test_mcnemar_judges_what_is_right_or_wrong_alone() -> None:
+    def test_of(values: Sequence[float], counts: Sequence[int]) -> str:
+        return compare(ONE, OTHER, samples("m", values, counts), samples("m", [1.0, 1.0], counts)).differences[0].test
+
+    assert test_of([0.0, 1.0], [1, 1]) == "McNemar"
+    assert test_of([0.5, 1.0], [1, 1]) == test_of([0.0, 1.0], [3, 1]) == "paired randomisation"
 
 
 def test_figures_weigh_rows_by_their_size() -> None:

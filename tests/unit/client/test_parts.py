@@ -17,7 +17,7 @@ from google.rpc import error_details_pb2, status_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veneer_client import Cluster, ClusterNotFound, FolderError, Unavailable, _address, _errors
+from veneer_client import Client, Cluster, ClusterNotFound, FolderError, Unavailable, _address, _errors
 from veneer_client._calls import Connection, Patience
 from veneer_client._errors import Cancelled, Internal, NotFound, ResourceExhausted
 from veneer_client._folder import read_folder, split_of
@@ -120,6 +120,12 @@ def test_a_cluster_is_found_in_order(clean: Path, monkeypatch: pytest.MonkeyPatc
     assert _address.find(directory=clean).trainer == "file:2"
     with pytest.raises(ClusterNotFound, match=r"gives its dataset, token\. Set VENEER_DATASET, VENEER_TOKEN"):
         _address.find(directory=tmp_path / "other")
+
+
+def test_an_inference_service_may_stand_alone(clean: Path) -> None:
+    assert _address.find(Cluster(inference=("own:3",), token="vnr_own")).dataset == ""
+    with Client(inference=["own:3"], token="vnr_own") as client, pytest.raises(ClusterNotFound, match="answers alone"):
+        client.adapters.get("digits")
 
 
 def test_the_file_of_a_cluster_is_its_owners_alone(clean: Path) -> None:

@@ -72,6 +72,19 @@ def test_shares_are_kept() -> None:
         assert 0.2 < answers.count(release(2)) / 4000 < 0.3
 
 
+def test_the_canaries_of_two_adapters_do_not_fall_on_the_same_keys() -> None:
+    """Else the same tenth of the people would try everything."""
+    split = Split("canary", 0.1)
+    other = {alias: release(version, adapter="other") for alias, version in (("production", 1), ("canary", 2))}
+    registry = Registry(1, [served(split, production=1, canary=2), Served("acme", "other", other, split)])
+    sides = [
+        [registry.resolve("acme", name, f"user-{index}").version.version == 2 for index in range(1000)]
+        for name in (NAME, AdapterName("other"))
+    ]
+    assert all(60 < sum(side) < 140 for side in sides)
+    assert sum(map(all, zip(*sides, strict=True))) < 30
+
+
 def test_a_split_to_a_missing_alias_and_named_aliases_leave_the_split_out() -> None:
     registry = Registry(1, [served(Split("canary", 1.0), production=1)])
     assert registry.resolve("acme", NAME, "k") == release(1)

@@ -8,9 +8,12 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from typer.testing import CliRunner
 
 from veneer_client.cli import build_app
+from veneer_rpc import certificate
 from veneer_rpc.certificate import CERTIFICATE_FILE, SIGNER_FILE, CertificateError, CertificateSigner, verify
 from veneer_rpc.delegation import new_key_pair
 
@@ -61,6 +64,10 @@ TAMPERING: dict[str, tuple[Callable[[Path], object], str]] = {
     "a file cut short": (lambda folder: (folder / "part/weights.bin").write_bytes(b"\0" * 999), "has SHA-256"),
     "a file that is gone": (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
     "a file more": (lambda folder: (folder / "more.py").write_text(""), "more.py is not in the certificate"),
+    "a file more, named as the certificate": (
+        lambda folder: (folder / "part" / CERTIFICATE_FILE).write_text(""),
+        "part/certificate.json is not in the certificate",
+    ),
     "a link more": (lambda folder: (folder / "link").symlink_to(folder / "part"), "link is not in the certificate"),
     "another figure": (
         lambda folder: _change_statement(folder, lambda each: each.update(predicate={"prompts": 1000})),
@@ -99,6 +106,29 @@ def test_what_was_changed_is_found_out(export: Path, name: str) -> None:
     with pytest.raises(CertificateError) as caught:
         verify(export)
     assert problem in str(caught.value)
+
+
+def test_the_signature_is_over_dsses_encoding(export: Path, signer: CertificateSigner) -> None:
+    """As any tool for DSSE envelopes checks it, and not over the payload alone."""
+    envelope = json.loads((export / CERTIFICATE_FILE).read_bytes())
+    payload, kind = base64.b64decode(envelope["payload"]), b"application/vnd.in-toto+json"
+    assert envelope["payloadType"].encode() == kind
+    key = load_pem_public_key(signer.public_key_pem)
+    assert isinstance(key, Ed25519PublicKey)
+    signed = b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
+    key.verify(base64.b64decode(envelope["signatures"][0]["sig"]), signed)
+
+
+@pytest.mark.parametrize("constant", ["STATEMENT_TYPE", "PREDICATE_TYPE"])
+def test_what_the_trainer_signed_as_something_else_certifies_nothing(
+    export: Path, signer: CertificateSigner, monkeypatch: pytest.MonkeyPatch, constant: str
+) -> None:
+    digests = {path: sha256(data).hexdigest() for path, data in FILES.items()}
+    with monkeypatch.context() as patch:
+        patch.setattr(certificate, constant, "urn:something-else")
+        (export / CERTIFICATE_FILE).write_bytes(signer.sign(digests, {}))
+    with pytest.raises(CertificateError, match="something-else"):
+        verify(export)
 
 
 def test_an_export_that_somebody_signed_anew_is_not_the_trainers(export: Path, signer: CertificateSigner) -> None:

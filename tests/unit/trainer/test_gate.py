@@ -36,6 +36,7 @@ def test_every_comparison_must_hold_and_the_figures_are_told() -> None:
         ("exact_match > 0.8", "exact_match is 0.8, which is not > 0.8"),
         ("exact_match < production", r"not < production \(0.7\)"),
         ("exact_match >= canary", "canary has no exact_match"),
+        ("exact_match >= 0.8 and exact_match >= 0.9 and cer <= 1", "not >= 0.9; no succeeded evaluation has cer"),
         ("cer <= 1", "no succeeded evaluation has cer"),
     ):
         with pytest.raises(FailedPrecondition, match=said) as raised:
