@@ -120,6 +120,8 @@ def test_what_does_not_hash_or_fit_is_not_published(trainer: Trainer, worker: Wo
     for change in unfit:
         said = refusal(lambda change=change: worker.publish(attempt, good | change, "ab" * 32))
         assert said == (Code.FAILED_PRECONDITION, "ADAPTER_UNFIT")
+    scaled = good | {"adapter_config.json": json.dumps(config | {"lora_alpha": 99}).encode()}
+    assert refusal(lambda: worker.publish(attempt, scaled)) == (Code.FAILED_PRECONDITION, "LORA_DIFFERS")
     foreign = refusal(lambda: worker.publish(attempt, good | {"adapter_model.bin": b"x"}, "ab" * 32))
     assert foreign[0] == Code.INVALID_ARGUMENT
     assert not trainer.adapters().ListAdapters(pb.ListAdaptersRequest()).adapters

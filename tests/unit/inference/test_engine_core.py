@@ -135,9 +135,11 @@ def test_a_request_that_is_cancelled_takes_its_pictures_along(
         ask(core, key, prompt(5, GRIDS[:1]))
     core.step()
     core.handle(messages.Cancel(2))  # its picture waits for the first one's
-    monkeypatch.setattr("veneer_vlm.vision.VisionTower.start", broken)
+    started: list[object] = []
+    monkeypatch.setattr("veneer_vlm.vision.VisionTower.start", lambda *_: started.append(1))
     assert run(core) == {1: "length"}
     assert not core._sight.busy
+    assert not started
 
 
 def test_what_is_kept_of_a_batch_does_not_keep_the_batch() -> None:

@@ -24,6 +24,7 @@ from veneer_trainer.domain.adapters import (
     version_before,
 )
 from veneer_trainer.domain.jobs import Contract
+from veneer_trainer.domain.publishing import _check_base
 from veneer_trainer.domain.spec import Lora
 
 CONTRACT = Contract("c", "m", "t", "p", 1, 2, 16, 2, 2, "bicubic", (), (), "", "")
@@ -99,6 +100,15 @@ def test_aliases_and_reasons_have_a_form() -> None:
             checked_alias(wrong)
     with pytest.raises(InvalidArgument):
         checked_reason("x" * 513)
+
+
+def test_an_adapter_stays_on_its_base() -> None:
+    adapter = Adapter("t", AdapterName("a"), "u", "", {}, ModelName("m"), {}, None, False, 0, 7, 0.0, 0.0)
+    _check_base(None, ModelName("m"))
+    _check_base(adapter, ModelName("m"))
+    with pytest.raises(FailedPrecondition, match="adapters/a stands on models/m, not on models/n") as refused:
+        _check_base(adapter, ModelName("n"))
+    assert refused.value.reason == "OTHER_BASE"
 
 
 def test_a_version_that_is_named_stays_and_a_stale_etag_changes_nothing() -> None:
