@@ -99,6 +99,9 @@ def test_a_canary_that_fails_too_often_is_rolled_back_and_watchers_hear_within_5
     ]  # fmt: skip
     stage.report(2, 0, 100)  # what still comes in of it changes nothing more
     assert stage.moves[0] == move
+    stage.split(0.1, max_error_rate=0.2)  # of the version that is production's too: there is nothing to go back to
+    stage.report(1, 0, 100)
+    assert stage.is_split
 
 
 def test_latency_is_held_against_productions_own(make_stage: Callable[..., Stage]) -> None:
