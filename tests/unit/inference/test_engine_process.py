@@ -93,6 +93,18 @@ def test_nobody_waits_for_anothers_schema_and_a_cancelled_request_never_begins(
     assert engine._commands.empty()
 
 
+def test_schemas_beyond_the_bound_are_refused_and_nobody_waits_for_room(
+    service: tuple[socket.socket, EngineProcess],
+) -> None:
+    ours, engine = service
+    threading.Thread(target=engine._read_commands, daemon=True).start()
+    for key in range(engine._schemas.maxsize + 1):
+        ours.sendall(question(key, "{}"))
+    refused: Any = engine._commands.get(timeout=10)
+    assert (refused.key, refused.error.reason) == (engine._schemas.maxsize, "QUEUE_FULL")
+    assert refused.error.retry_s > 0
+
+
 def test_the_tokenizer_is_read_once_the_service_knows_and_before_the_first_step(
     service: tuple[socket.socket, EngineProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,19 @@ class Loaded:
     error: EngineError | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A request that the process's threads have no room for.
+
+    Attributes:
+        key: of the request.
+        error: why.
+    """
+
+    key: int
+    error: EngineError
+
+
 class EngineCore:
     """Everything but processes and threads.
 
@@ -105,10 +118,13 @@ class EngineCore:
         """Nothing can be done before the next command."""
         return not self._requests
 
-    def handle(self, command: messages.Command | Loaded) -> None:
-        """Takes a command, or an adapter that has been read."""
+    def handle(self, command: messages.Command | Loaded | Refused) -> None:
+        """Takes a command, or an adapter that has been read, or what is refused already."""
         if isinstance(command, Loaded):
             self._loaded(command)
+            return
+        if isinstance(command, Refused):
+            self._fail(command.key, command.error)
             return
         try:
             match command:

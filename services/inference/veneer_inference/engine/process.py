@@ -22,7 +22,7 @@ import torch
 from veneer_digests import DigestError, blob_digest, graphs_digest, model_digest
 from veneer_inference.engine import messages
 from veneer_inference.engine.adapter_folder import read_adapter
-from veneer_inference.engine.core import EngineCore, Loaded
+from veneer_inference.engine.core import EngineCore, Loaded, Refused
 from veneer_inference.engine.grammar import Grammars
 from veneer_inference.engine.options import EngineOptions
 from veneer_inference.engine.precision import load_base
@@ -39,7 +39,7 @@ from veneer_vlm.model import VisionLanguageModel
 _LOG = logging.getLogger(__name__)
 _COMMANDS = 64  # prompts with their pixels lie in it
 _REPORTS = 64
-_SCHEMAS = 64
+_SCHEMAS, _SCHEMA_RETRY_S = 64, 2.0
 _BLOCK_TOKENS = 16
 _NAME = "veneer-torch"
 
@@ -55,7 +55,7 @@ class EngineProcess:
     def __init__(self, connection: socket.socket, options: EngineOptions) -> None:
         self._connection = connection
         self._options = options
-        self._commands: queue.Queue[messages.Command | Loaded] = queue.Queue(_COMMANDS)
+        self._commands: queue.Queue[messages.Command | Loaded | Refused] = queue.Queue(_COMMANDS)
         self._loads: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
         self._reports: queue.Queue[messages.Message] = queue.Queue(_REPORTS)
         self._schemas: queue.Queue[messages.Generate] = queue.Queue(_SCHEMAS)
@@ -133,8 +133,7 @@ class EngineProcess:
         try:
             while (command := messages.receive(self._connection)) is not None:
                 if isinstance(command, messages.Generate) and command.sampling.json_schema:
-                    self._uncompiled.add(command.key)
-                    self._schemas.put(command)
+                    self._queue_schema(command)
                     continue
                 if isinstance(command, messages.Cancel):
                     with self._uncompiled_lock:
@@ -143,6 +142,16 @@ class EngineProcess:
         except ConnectionError:
             pass  # as its end
         os._exit(0)
+
+    def _queue_schema(self, command: messages.Generate) -> None:
+        """Has a schema compiled; never waits, for others' commands come behind."""
+        self._uncompiled.add(command.key)
+        try:
+            self._schemas.put_nowait(command)
+        except queue.Full:
+            self._uncompiled.remove(command.key)
+            error = EngineError("QUEUE_FULL", [f"{_SCHEMAS} schemas wait to be compiled"], _SCHEMA_RETRY_S)
+            self._commands.put(Refused(command.key, error))
 
     def _compile_schemas(self, grammars: Grammars) -> None:
         """Compiles schemas, so that the step finds them compiled; what is wrong with one, the step says."""
