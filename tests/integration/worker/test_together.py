@@ -13,7 +13,9 @@ from .conftest import Cluster, Process, push, until
 
 Job = Any  # of generated code
 pytestmark = pytest.mark.timeout(300)  # a process that loads torch takes long on a machine that is busy
-STEPS = 25  # seconds of them, so that the others come while the first trains
+STEPS = 8
+# Half a second each, so that the others come while the first trains, and that each step is told: quicker ones are not.
+SLOW = {"VENEER_FAILPOINTS": "step.moved=slow"}
 TOGETHER: dict[str, Any] = {"steps": STEPS, "co_train": "CO_TRAIN_ALLOWED", "checkpoint_interval_steps": 10}
 VARIED: list[dict[str, Any]] = [{"seed": 1}, {"seed": 2, "lora": {"rank": 16}}]
 
@@ -29,7 +31,7 @@ def train(cluster: Cluster, version: str, name: str, **values: Any) -> str:  # n
 
 @pytest.fixture(scope="module")
 def worker(cluster: Cluster) -> Iterator[Process]:
-    started = cluster.worker("together")
+    started = cluster.worker("together", SLOW)
     yield started
     started.close()
 
