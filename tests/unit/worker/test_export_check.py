@@ -1,5 +1,6 @@
 """What an export is held to: equal answers, ties, logits, and metrics that may fall by a point."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from veneer_processing import Encoded
+from veneer.trainer.v1 import export_pb2
+from veneer_processing import Encoded, ProcessingContract
 from veneer_trainer.worker.exporting.comparison import Comparison, Found, Reference, inequalities, losses
 from veneer_trainer.worker.exporting.prompts import Asked
+from veneer_trainer.worker.exporting.run import _adapter, _insist, _problems
+from veneer_trainer.worker.refusal import Refused
 
 END, IMAGE, VOCABULARY = 0, 1, 40
 TEXT = {2: "a", 3: "b", 4: "c"}
@@ -105,3 +110,33 @@ def test_fields_are_measured_where_answers_have_them(tmp_path: Path) -> None:
     assert measured["metrics"].keys() == {"exact_match", "field_match"}
     assert Reference().limit == pytest.approx(1e-4)
     assert Found().identical == 0
+
+
+@pytest.mark.parametrize(
+    ("form", "dtype", "reason"),
+    [("merged", "float32", "EXPORT_DIFFERS"), ("merged", "bfloat16", "METRIC_FELL"), ("onnx", "int8", "METRIC_FELL")],
+)
+def test_an_export_that_is_not_equal_enough_is_refused(form: str, dtype: str, reason: str) -> None:
+    _insist(form, dtype, [])
+    with pytest.raises(Refused, match="it fell; force keeps it") as refused:
+        _insist(form, dtype, ["it fell"])
+    assert refused.value.reason == reason
+
+
+def test_a_lossy_form_is_measured_or_refused(tmp_path: Path) -> None:
+    measured = compared(tmp_path, Scripted([[2]]), Scripted([[2]]), [None])[0]
+    order = export_pb2.Export(spec=export_pb2.ExportSpec(adapter_version="adapters/a/versions/1"))
+    assert _problems("merged", "float32", measured, order) == []
+    assert "has no data here to measure onnx of int8 on" in _problems("onnx", "int8", measured, order)[0]
+
+
+def test_a_version_that_came_damaged_is_not_exported(tmp_path: Path) -> None:
+    contract = ProcessingContract(
+        "ab" * 32, "cd" * 32, "ef" * 32, 4096, 65_536, 16, 2, 2, "bicubic-antialias", (0.5,) * 3, (0.5,) * 3, "1", "1"
+    )
+    (tmp_path / "processing_contract.json").write_text(json.dumps(contract.to_dict()))
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 1, "lora_alpha": 1}))
+    save_file({"a": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(Refused, match="the version has digest") as refused:
+        _adapter(tmp_path, tmp_path, "ab" * 32)
+    assert (refused.value.reason, refused.value.transient) == ("ADAPTER_DAMAGED", True)

@@ -80,11 +80,8 @@ def export(link: Link, task: ExportTask) -> None:
     }
     problems = _problems(form, dtype, measured, order)
     measured["problems"] = problems
-    if problems and not spec.force:
-        text = f"{'; '.join(problems)}; force keeps it nevertheless"
-        if (form, dtype) == ("merged", "float32"):
-            raise Refused("EXPORT_DIFFERS", text)
-        raise Refused("METRIC_FELL", text)
+    if not spec.force:
+        _insist(form, dtype, problems)
     _log.info("exported", work=order.name, **{key: measured[key] for key in ("prompts", "answers_identical")})
     link.send(Exported(str(target), _digest(target), json.dumps(measured).encode()))
 
@@ -160,6 +157,13 @@ def _problems(form: str, dtype: str, measured: dict[str, Any], order: export_pb2
     if not measured["metrics"]:
         return [f"{order.spec.adapter_version} has no data here to measure {form} of {dtype} on"]
     return losses(measured)
+
+
+def _insist(form: str, dtype: str, problems: list[str]) -> None:
+    """Refuses an export that is not equal enough."""
+    if problems:
+        reason = "EXPORT_DIFFERS" if (form, dtype) == ("merged", "float32") else "METRIC_FELL"
+        raise Refused(reason, f"{'; '.join(problems)}; force keeps it nevertheless")
 
 
 def _end_ids(directory: Path) -> list[int]:
