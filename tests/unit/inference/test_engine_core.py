@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from veneer_inference.engine import messages
-from veneer_inference.engine.core import EngineCore, Loaded, Refused
+from veneer_inference.engine.core import EngineCore, Loaded, TurnedAway
 from veneer_inference.engine.drafts import Continuations
 from veneer_inference.engine.request import Request
 from veneer_inference.engine.scheduler import Limits, Sequence
@@ -286,7 +286,7 @@ def test_no_picture_is_guessed(model: VisionLanguageModel) -> None:
 
 def test_what_is_refused_beforehand_is_told_with_its_time(model: VisionLanguageModel) -> None:
     core = make_core(model)
-    core.handle(Refused(7, EngineError("QUEUE_FULL", ["no room"], 2.0)))
+    core.handle(TurnedAway(7, EngineError("QUEUE_FULL", ["no room"], 2.0)))
     (failure,) = core.step().failures
     assert (failure.key, failure.reason, failure.retry_s) == (7, "QUEUE_FULL", 2.0)
 

@@ -49,7 +49,7 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class TurnedAway:
     """A request that the process's threads have no room for.
 
     Attributes:
@@ -118,12 +118,12 @@ class EngineCore:
         """Nothing can be done before the next command."""
         return not self._requests
 
-    def handle(self, command: messages.Command | Loaded | Refused) -> None:
+    def handle(self, command: messages.Command | Loaded | TurnedAway) -> None:
         """Takes a command, or an adapter that has been read, or what is refused already."""
         if isinstance(command, Loaded):
             self._loaded(command)
             return
-        if isinstance(command, Refused):
+        if isinstance(command, TurnedAway):
             self._fail(command.key, command.error)
             return
         try:

@@ -22,7 +22,7 @@ import torch
 from veneer_digests import DigestError, blob_digest, graphs_digest, model_digest
 from veneer_inference.engine import messages
 from veneer_inference.engine.adapter_folder import read_adapter
-from veneer_inference.engine.core import EngineCore, Loaded, Refused
+from veneer_inference.engine.core import EngineCore, Loaded, TurnedAway
 from veneer_inference.engine.grammar import Grammars
 from veneer_inference.engine.options import EngineOptions
 from veneer_inference.engine.precision import load_base
@@ -55,7 +55,7 @@ class EngineProcess:
     def __init__(self, connection: socket.socket, options: EngineOptions) -> None:
         self._connection = connection
         self._options = options
-        self._commands: queue.Queue[messages.Command | Loaded | Refused] = queue.Queue(_COMMANDS)
+        self._commands: queue.Queue[messages.Command | Loaded | TurnedAway] = queue.Queue(_COMMANDS)
         self._loads: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
         self._reports: queue.Queue[messages.Message] = queue.Queue(_REPORTS)
         self._schemas: queue.Queue[messages.Generate] = queue.Queue(_SCHEMAS)
@@ -151,7 +151,7 @@ class EngineProcess:
         except queue.Full:
             self._uncompiled.remove(command.key)
             error = EngineError("QUEUE_FULL", [f"{_SCHEMAS} schemas wait to be compiled"], _SCHEMA_RETRY_S)
-            self._commands.put(Refused(command.key, error))
+            self._commands.put(TurnedAway(command.key, error))
 
     def _compile_schemas(self, grammars: Grammars) -> None:
         """Compiles schemas, so that the step finds them compiled; what is wrong with one, the step says."""
