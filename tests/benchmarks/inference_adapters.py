@@ -18,7 +18,7 @@ import torch
 from inference_limits import DEVICE, Limits, spread
 from inference_load import Setting, arguments, streams, tokens_per_s
 
-STREAMS, CONTEXT, ANSWER = 8, 350, 32
+STREAMS, CONTEXT = 8, 350
 
 
 async def main(options: argparse.Namespace) -> None:
@@ -30,7 +30,7 @@ async def main(options: argparse.Namespace) -> None:
         modes = {"base": [""] * STREAMS, "adapters": [digest for digest, _ in setting.adapters]}
         prefill_s: dict[str, list[float]] = {mode: [] for mode in modes}
         decode: dict[str, list[float]] = {mode: [] for mode in modes}
-        async with setting.engine(options, kv_tokens=2 * STREAMS * (CONTEXT + ANSWER)) as engine:
+        async with setting.engine(options, kv_tokens=2 * STREAMS * (CONTEXT + options.answer)) as engine:
             for run in range(-1, options.runs):  # the first warms up
                 limits.measure()
                 for mode, worn in modes.items():
@@ -38,7 +38,7 @@ async def main(options: argparse.Namespace) -> None:
                     started_s = time.perf_counter()
                     await streams(engine, worn, prompts[:STREAMS], 1)
                     took_s = time.perf_counter() - started_s
-                    rate = tokens_per_s(await streams(engine, worn, prompts[STREAMS:], ANSWER))
+                    rate = tokens_per_s(await streams(engine, worn, prompts[STREAMS:], options.answer))
                     if run >= 0:
                         prefill_s[mode].append(took_s)
                         decode[mode].append(rate)
@@ -80,18 +80,19 @@ def _peft_decode(setting: Setting, options: argparse.Namespace) -> float:
     ids = torch.stack([torch.from_numpy(setting.text_prompt(CONTEXT, seed).ids_T) for seed in range(STREAMS)]).to(
         DEVICE
     )
-    took_s = []
-    for tokens in (1, 1 + ANSWER // 4):
+    took_s, answer = [], options.answer // 4
+    for tokens in (1, 1 + answer):
         started_s = time.perf_counter()
         peft.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), adapter_names=names, do_sample=False,
             min_new_tokens=tokens, max_new_tokens=tokens,
         )  # fmt: skip
         took_s.append(time.perf_counter() - started_s)
-    return STREAMS * (ANSWER // 4) / (took_s[1] - took_s[0])
+    return STREAMS * answer / (took_s[1] - took_s[0])
 
 
 if __name__ == "__main__":
     parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--answer", type=int, default=32, help="tokens that each stream decodes")
     parser.add_argument("--peer", action="store_true", help="PEFT's mixed batch too; twice the memory")
     asyncio.run(main(parser.parse_args()))

@@ -170,6 +170,12 @@ async def streams(
 
 
 def tokens_per_s(found: Sequence[Stream]) -> float:
-    """While all of them decode: from the last one's first token to the first one's last."""
+    """While all of them decode: from the last one's first token to the first one's last.
+
+    Raises:
+        ValueError: they never decode all at once.
+    """
     start_s, end_s = max(each.tokens_s[0] for each in found), min(each.tokens_s[-1] for each in found)
+    if end_s <= start_s:
+        raise ValueError("the first stream ended before the last began: give --answer more tokens")
     return sum(start_s < each <= end_s for one in found for each in one.tokens_s) / (end_s - start_s)

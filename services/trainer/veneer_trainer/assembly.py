@@ -110,7 +110,7 @@ def assemble(settings: TrainerSettings, loop: asyncio.AbstractEventLoop) -> Part
     changes, file, metrics = Changes(loop), FileHistory(settings.history_file, "trainer"), CollectorRegistry()
     history = CountedHistory(file, metrics)
     database = Database(settings.data / "trainer.db", _SCHEMAS)
-    store = work_store.SqlWorkStore(database, changes.notify)
+    store = work_store.SqlWorkStore(database, changes.notify, max_queued_in_all=settings.max_queued_in_all)
     registry = registry_store.SqlRegistry(database, lambda: changes.notify(REGISTRY))
     asked = requests.SqlRequests(database)
     queue: WorkQueue = RedisQueue(settings.redis, settings.weights) if settings.redis else MemoryQueue(settings.weights)

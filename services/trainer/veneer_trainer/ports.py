@@ -28,12 +28,13 @@ class WorkStore(Protocol):
     that transaction.
     """
 
-    def submit(self, new: NewWork, max_queued: int) -> Work:
+    def submit(self, new: NewWork, max_queued: int | None) -> Work:
         """Accepts work as QUEUED.
 
         Raises:
             AlreadyExists: the name is taken.
-            ResourceExhausted: the tenant has `max_queued` of the kind waiting.
+            ResourceExhausted: the tenant has `max_queued` of the kind waiting, or all tenants together have as much as
+                may wait. With None it is taken in any case.
         """
 
     def get(self, ref: WorkRef) -> Work:

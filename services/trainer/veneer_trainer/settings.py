@@ -24,6 +24,7 @@ class TrainerSettings(ServerSettings):
     redis: str | None = setting("redis://host:port/db or unix://path. Without it the queue is in this process.", None)
     tenant_weights: str = setting("Shares of turns, TENANT=WEIGHT, separated by commas; 1 for others.", "")
     max_queued: int = setting("Work of one kind that a tenant may have waiting.", 1000, 1, 1_000_000)
+    max_queued_in_all: int = setting("Work of all kinds and tenants that may wait.", 10_000, 1, 10_000_000)
     max_leased: int = setting("Work that a tenant may have under lease at once.", 1000, 1, 1_000_000)
     lease_s: float = setting("A worker that is not heard of for so long has lost its lease.", 30.0, 0.1, 3600)
     heartbeat_s: float = setting("How often a worker is to be heard of.", 5.0, 0.05, 600)

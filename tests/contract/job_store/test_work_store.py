@@ -90,6 +90,21 @@ def test_names_are_unique_and_queues_bounded_by_tenant_and_kind(store: WorkStore
     store.submit(new("a", kind=WorkKind.EVALUATION), 1)
 
 
+def test_all_tenants_together_have_a_bound_that_planned_work_passes(database: Database) -> None:
+    store = work_store.SqlWorkStore(database, max_queued_in_all=2)
+    store.submit(new("a"), 9)
+    running = store.submit(new("a", tenant="other", kind=WorkKind.EVALUATION), 9)
+    with pytest.raises(ResourceExhausted, match="2 are queued, the limit of all tenants is 2") as raised:
+        store.submit(new("a", tenant="third"), 9)
+    assert (raised.value.reason, raised.value.metadata["limit"]) == ("QUEUE_FULL", "2")
+    store.submit(new("planned", tenant="third"), None)
+    store.lease(running, "w", 0)  # what runs does not wait
+    with pytest.raises(ResourceExhausted):
+        store.submit(new("b", tenant="third"), 9)
+    store.lease(store.get(new("planned", tenant="third").ref), "w", 0)
+    store.submit(new("b", tenant="third"), 9)
+
+
 def test_of_many_who_lease_at_once_one_gets_it_and_tokens_grow_over_all_work(store: WorkStore) -> None:
     work = store.submit(new("a"), 10)
 

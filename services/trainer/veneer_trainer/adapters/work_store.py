@@ -7,6 +7,7 @@ token alone says which attempt is meant, whoever's work it is.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -66,6 +67,13 @@ SCHEMA = Schema(
 _FULL_RETRY_S = 10.0
 
 
+def _full(text: str, limit: int) -> ResourceExhausted:
+    """The refusal of work that would wait beside too much other."""
+    return ResourceExhausted(
+        "QUEUE_FULL", f"{text} {limit}", metadata={"limit": str(limit)}, retry_after_s=_FULL_RETRY_S
+    )
+
+
 class SqlWorkStore:
     """The WorkStore of one database; see `ports.WorkStore` for what each method promises.
 
@@ -73,6 +81,7 @@ class SqlWorkStore:
         database: where SCHEMA is.
         on_change: called with the work's uid after each change is durable.
         clock: seconds since 1970, for people; nothing is decided by it.
+        max_queued_in_all: work of all kinds and tenants that may wait.
     """
 
     def __init__(
@@ -80,30 +89,31 @@ class SqlWorkStore:
         database: Database,
         on_change: Callable[[str], None] = lambda uid: None,
         clock: Callable[[], float] = time.time,
+        max_queued_in_all: int = sys.maxsize,
     ) -> None:
         self._database = database
+        self._max_queued_in_all = max_queued_in_all
         self._on_change = on_change
         self._clock = clock
         self._work = database.table("work")
         self._attempts = database.table("attempts")
         self._last_token = database.table("last_token")
 
-    def submit(self, new: NewWork, max_queued: int) -> Work:
+    def submit(self, new: NewWork, max_queued: int | None) -> Work:
         """See WorkStore."""
         columns, now_s = self._work.c, self._clock()
         mine = and_(columns.tenant == new.ref.tenant, columns.kind == new.ref.kind.value)
         with self._database.write() as connection:
             if connection.scalar(select(columns.uid).where(mine, columns.id == new.ref.id)) is not None:
                 raise AlreadyExists("NAME_TAKEN", f"{new.ref.name} exists", resource=new.ref.name)
-            waiting = select(func.count()).where(mine, columns.state == State.QUEUED.value)
-            queued = connection.scalar(waiting) or 0
-            if queued >= max_queued:
-                raise ResourceExhausted(
-                    "QUEUE_FULL",
-                    f"{queued} of {new.ref.kind.value} are queued, the limit of a tenant is {max_queued}",
-                    metadata={"limit": str(max_queued)},
-                    retry_after_s=_FULL_RETRY_S,
-                )
+            if max_queued is not None:
+                waiting = select(func.count()).where(columns.state == State.QUEUED.value)
+                queued = connection.scalar(waiting.where(mine)) or 0
+                if queued >= max_queued:
+                    raise _full(f"{queued} of {new.ref.kind.value} are queued, the limit of a tenant is", max_queued)
+                in_all = connection.scalar(waiting) or 0
+                if in_all >= self._max_queued_in_all:
+                    raise _full(f"{in_all} are queued, the limit of all tenants is", self._max_queued_in_all)
             values: dict[str, Any] = {
                 "uid": new.uid, "tenant": new.ref.tenant, "kind": new.ref.kind.value, "id": new.ref.id,
                 "work_order": new.order, "subject": new.subject, "priority": new.priority.value,

@@ -38,7 +38,6 @@ from veneer_trainer.ports import Datasets, ModelCatalog, Requests, WorkStore
 from veneer_trainer.registry_ports import RegistryStore
 
 _SHARES = 1_000_000  # as in attempts: steps that a share of work done is counted in
-_UNBOUNDED = 1 << 62
 _SAMPLES_BACK = 20  # at once: an answer may be long
 _COMPARED = 100  # newest evaluations that a gate looks at
 
@@ -171,7 +170,7 @@ class Evaluations:
             data = planned.dataset_version or job.spec.dataset_version
             spec = EvaluationSpec(job.outcome.adapter_version, data, planned.split, priority=job.spec.priority)
             order = EvaluationOrder(spec, job.outcome.adapter_digest)
-            names.append(self._store.submit(_new_work(tenant, order), _UNBOUNDED).ref.name)
+            names.append(self._store.submit(_new_work(tenant, order), None).ref.name)
         return tuple(names)
 
     def settle(self, tenant: str, evaluations: Iterable[str]) -> None:
