@@ -116,10 +116,11 @@ def test_fields_are_measured_where_answers_have_them(tmp_path: Path) -> None:
     ("form", "dtype", "reason"),
     [("merged", "float32", "EXPORT_DIFFERS"), ("merged", "bfloat16", "METRIC_FELL"), ("onnx", "int8", "METRIC_FELL")],
 )
-def test_an_export_that_is_not_equal_enough_is_refused(form: str, dtype: str, reason: str) -> None:
-    _insist(form, dtype, [])
+def test_an_export_that_is_not_equal_enough_is_refused_unless_forced(form: str, dtype: str, reason: str) -> None:
+    _insist(form, dtype, [], force=False)
+    _insist(form, dtype, ["it fell"], force=True)
     with pytest.raises(Refused, match="it fell; force keeps it") as refused:
-        _insist(form, dtype, ["it fell"])
+        _insist(form, dtype, ["it fell"], force=False)
     assert refused.value.reason == reason
 
 

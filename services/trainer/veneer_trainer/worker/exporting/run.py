@@ -80,8 +80,7 @@ def export(link: Link, task: ExportTask) -> None:
     }
     problems = _problems(form, dtype, measured, order)
     measured["problems"] = problems
-    if not spec.force:
-        _insist(form, dtype, problems)
+    _insist(form, dtype, problems, force=spec.force)
     _log.info("exported", work=order.name, **{key: measured[key] for key in ("prompts", "answers_identical")})
     link.send(Exported(str(target), _digest(target), json.dumps(measured).encode()))
 
@@ -159,13 +158,14 @@ def _problems(form: str, dtype: str, measured: dict[str, Any], order: export_pb2
     return losses(measured)
 
 
-def _insist(form: str, dtype: str, problems: list[str]) -> None:
-    """Refuses an export that is not equal enough."""
+def _insist(form: str, dtype: str, problems: list[str], *, force: bool) -> None:
+    """Refuses an export that is not equal enough, unless it is to be kept all the same."""
+    if force or not problems:
+        return
     text = f"{'; '.join(problems)}; force keeps it nevertheless"
-    if problems and (form, dtype) == ("merged", "float32"):
+    if (form, dtype) == ("merged", "float32"):
         raise Refused("EXPORT_DIFFERS", text)
-    if problems:
-        raise Refused("METRIC_FELL", text)
+    raise Refused("METRIC_FELL", text)
 
 
 def _end_ids(directory: Path) -> list[int]:
