@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from training import settle
 
 from veneer.trainer.v1 import training_job_pb2
 from veneer_processing import Conversation, Message, Picture, Processor, Text
@@ -91,12 +92,6 @@ def measured(directory: Path, dtype: str, device: str, jobs: int, runs: int, sha
         "ratio_least": min(ratios),
         "ratio_greatest": max(ratios),
     }
-
-
-def settle(device: str) -> None:
-    """Waits for a device that works on after it was told."""
-    if device != "cpu":
-        torch.cuda.synchronize()
 
 
 def main() -> None:

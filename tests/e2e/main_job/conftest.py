@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from veneer_client import Client
-from veneer_cluster.demo.scenes import digits
+from veneer_cluster.demo.scenes import HANDWRITING, digits, write
 from veneer_cluster.folder import ClusterState, Folder, ProcessState
 
 ROWS = {"train": 64, "validation": 16, "test": 24}
@@ -146,12 +146,5 @@ def rows() -> dict[str, list[tuple[Any, str, str]]]:
 def folder(tmp_path_factory: pytest.TempPathFactory, rows: dict[str, list[tuple[Any, str, str]]]) -> Path:
     """A folder to push."""
     root = tmp_path_factory.mktemp("rows") / "digits"
-    (root / "images").mkdir(parents=True)
-    for split, some in rows.items():
-        lines = []
-        for number, (picture, question, answer) in enumerate(some):
-            name = f"images/{split}-{number}.png"
-            picture.save(root / name)
-            lines.append(json.dumps({"image": name, "prompt": question, "text": answer}))
-        (root / f"{split}.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    write(replace(HANDWRITING, rows=lambda: rows), root)
     return root

@@ -10,7 +10,7 @@ import pytest
 
 from veneer.trainer.v1.training_job_pb2 import TrainingSpec
 from veneer_client._exports import FORMATS
-from veneer_cluster.demo.scenes import HANDWRITING
+from veneer_cluster.demo.scenes import HANDWRITING, write
 from veneer_rpc.certificate import verify
 
 pytestmark = [pytest.mark.e2e_long, pytest.mark.timeout(900)]
@@ -21,16 +21,9 @@ _ASKED = 8
 def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[str, str]]]:
     """All handwritten digits as a folder to push, and some held-out pictures with their questions."""
     root = tmp_path_factory.mktemp("digits") / "digits"
-    (root / "images").mkdir(parents=True)
-    for split, rows in HANDWRITING.rows().items():
-        lines = []
-        for number, (picture, question, answer) in enumerate(rows):
-            name = f"images/{split}-{number}.png"
-            picture.save(root / name)
-            lines.append(json.dumps({"image": name, "prompt": question, "text": answer}))
-        (root / f"{split}.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
-    asked = HANDWRITING.rows()["test"][:_ASKED]
-    return root, [(f"images/test-{number}.png", question) for number, (_, question, _) in enumerate(asked)]
+    write(HANDWRITING, root)
+    lines = (root / "test.jsonl").read_text("utf-8").splitlines()[:_ASKED]
+    return root, [(row["image"], row["prompt"]) for row in map(json.loads, lines)]
 
 
 def test_every_form_of_a_trained_adapter_keeps_its_figure(

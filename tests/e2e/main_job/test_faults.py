@@ -82,7 +82,7 @@ def test_a_queued_job_survives_a_lost_queue(cluster: Any, folder: Path) -> None:
 
 def test_inference_heals(cluster: Any, folder: Path) -> None:
     client: Client = cluster.client
-    picture = folder / "images" / "test-0.png"
+    picture = folder / "images" / "test" / "0000.png"
     job = client.jobs.train("queued-0", "healed", steps=1).name
     digest = ended_once(cluster, job)
     before = client.generate(QUESTION, image=picture, adapter="healed", max_tokens=4)

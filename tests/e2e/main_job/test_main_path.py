@@ -30,7 +30,7 @@ def test_the_commands_of_the_readme(cluster: Any, folder: Path, tmp_path: Path) 
     watched = cluster.veneer("train", "digits", "--adapter", "digits", *TRAIN, "--watch")
     assert "adapters/digits/versions/1" in watched or "digits@1" in watched
 
-    picture = folder / "images" / "test-0.png"
+    picture = folder / "images" / "test" / "0000.png"
     bare = cluster.client.generate(QUESTION, image=picture, max_tokens=4)
     adapted = cluster.client.generate(QUESTION, image=picture, adapter="digits", max_tokens=4)
     version = cluster.client.adapters.get_version("digits@1")
@@ -104,7 +104,7 @@ def test_later_versions_answer_once_they_are_promoted(cluster: Any, folder: Path
         client.jobs.train("promoted", "promoted", steps=2, rank=4, learning_rate=0.02, seed=seed) for seed in (1, 2)
     ]
     first, second = (client.adapters.get_version(client.jobs.wait(job.name).adapter_version) for job in jobs)
-    picture = folder / "images" / "test-1.png"
+    picture = folder / "images" / "test" / "0001.png"
 
     def served() -> str:
         answer = client.generate(QUESTION, image=picture, adapter="promoted", max_tokens=1)
@@ -133,7 +133,7 @@ def test_later_versions_answer_once_they_are_promoted(cluster: Any, folder: Path
 def test_an_export_answers_by_itself_as_the_cluster_does(
     cluster: Any, folder: Path, tmp_path: Path, serve: Any
 ) -> None:
-    out, picture = tmp_path / "digits-merged", folder / "images" / "test-1.png"
+    out, picture = tmp_path / "digits-merged", folder / "images" / "test" / "0001.png"
     cluster.veneer("adapters", "export", "digits", 1, "--format", "merged-fp32", "--out", out)
     expected = cluster.client.generate(QUESTION, image=picture, adapter="digits@1", max_tokens=4)
     with serve(out) as alone:
@@ -147,7 +147,7 @@ def test_a_swap_breaks_no_stream_and_each_answer_names_its_version(cluster: Any,
     client.datasets.push(folder, "swapped")
     jobs = [client.jobs.train("swapped", "swapped", steps=2, rank=4, learning_rate=0.05, seed=seed) for seed in (1, 2)]
     versions = [client.adapters.get_version(client.jobs.wait(job.name).adapter_version) for job in jobs]
-    picture = folder / "images" / "test-2.png"
+    picture = folder / "images" / "test" / "0002.png"
     expected = {
         version.digest: client.generate(
             QUESTION, image=picture, adapter=f"swapped@{version.name.rpartition('/')[2]}", max_tokens=24
@@ -217,7 +217,7 @@ def test_tenants_see_nothing_of_each_other(cluster: Any, folder: Path) -> None:
     client.datasets.push(folder, "private")
     job = client.jobs.wait(client.jobs.train("private", "private", steps=1).name)
     token = cluster.veneer("tokens", "create", "--tenant", "acme").strip()
-    picture = folder / "images" / "test-0.png"
+    picture = folder / "images" / "test" / "0000.png"
     with Client(directory=cluster.folder.root, token=token) as stranger:
         assert not list(stranger.datasets.list())
         assert not list(stranger.jobs.list())
@@ -247,7 +247,7 @@ def test_bad_input_is_named_and_hurts_nobody(cluster: Any, folder: Path, tmp_pat
     processes = {process.name: process.pid for process in cluster.state().processes}
     bad = tmp_path / "bad"
     (bad / "images").mkdir(parents=True)
-    shutil.copy(folder / "images" / "test-0.png", bad / "images" / "good.png")
+    shutil.copy(folder / "images" / "test" / "0000.png", bad / "images" / "good.png")
     (bad / "images" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
     rows = (
         {"image": "images/gone.png", "text": "1"},
@@ -274,7 +274,7 @@ def test_bad_input_is_named_and_hurts_nobody(cluster: Any, folder: Path, tmp_pat
 def test_the_tutorials_folder_is_resolved_and_said(cluster: Any, folder: Path, tmp_path: Path) -> None:
     tutorial = tmp_path / "tutorial"
     (tutorial / "images").mkdir(parents=True)
-    shutil.copy(folder / "images" / "test-0.png", tutorial / "images" / "invoice_01.png")
+    shutil.copy(folder / "images" / "test" / "0000.png", tutorial / "images" / "invoice_01.png")
     row = {"image": "invoice_01.png", "text": "这是一张金额为 ¥8,650 的增值税发票。"}
     (tutorial / "train.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", "utf-8")
     push = cluster.client.datasets.push(tutorial, "tutorial", prompt="这是什么单据?")
@@ -306,8 +306,10 @@ def test_a_program_in_another_language(cluster: Any, folder: Path) -> None:
     assert pushed.stdout.split()[0] == cluster.client.datasets.get_version("from-node").digest
     trained = node("train", "from-node", "from-node", 1)
     assert trained.stdout.splitlines()[-1:] == ["adapters/from-node/versions/1"], trained
-    asked = node("ask", "adapters/from-node", folder / "images" / "test-0.png", QUESTION)
+    asked = node("ask", "adapters/from-node", folder / "images" / "test" / "0000.png", QUESTION)
     assert asked.returncode == 0, asked
     assert asked.stdout.strip()
-    refused = node("ask", "adapters/from-node", folder / "images" / "test-0.png", QUESTION, VENEER_TOKEN="vnr_other")
+    refused = node(
+        "ask", "adapters/from-node", folder / "images" / "test" / "0000.png", QUESTION, VENEER_TOKEN="vnr_other"
+    )
     assert refused.stderr.startswith("UNAUTHENTICATED TOKEN_UNKNOWN")

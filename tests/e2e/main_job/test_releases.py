@@ -21,7 +21,7 @@ def test_the_last_replica_follows_a_rollback_by_hand_or_by_policy_within_5_s(pai
     client.datasets.push(folder, "digits")
     for seed in (1, 2):
         client.jobs.wait(client.jobs.train("digits", "digits", steps=2, rank=4, seed=seed).name)
-    picture = folder / "images" / "test-1.png"
+    picture = folder / "images" / "test" / "0001.png"
     where = client.cluster
     replicas = [
         Client(dataset=where.dataset, trainer=where.trainer, inference=[address], token=where.token)
