@@ -318,7 +318,7 @@ class Client(Face[AsyncClient]):
 
     def close(self) -> None:
         """Ends all connections and the background thread."""
-        self._loop.run(self._twin.close())
+        self._loop.run(self._twin.close)
         self._loop.stop()
 
     def __enter__(self) -> Self:

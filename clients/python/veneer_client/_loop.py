@@ -11,6 +11,7 @@ import asyncio
 import functools
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import CancelledError, Future, wait
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 _A = TypeVar("_A")
@@ -28,22 +29,33 @@ class LoopThread:
         self._thread = threading.Thread(target=self._loop.run_forever, name="veneer-client", daemon=True)
         self._thread.start()
 
-    def run(self, work: Coroutine[Any, Any, _R]) -> _R:
-        """Runs to the end on the loop and returns the result. An interrupt here cancels the work there."""
-        ended = threading.Event()
+    def run(self, work: Callable[_P, Coroutine[Any, Any, _R]], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Runs a coroutine function to its end on the loop; returns the result. An interrupt here cancels it there.
 
-        async def watched() -> _R:
-            try:
-                return await work
-            finally:
-                ended.set()
+        The interrupt may come between any two lines, so that the coroutine is made on the loop, where none comes.
+        """
+        outcome: Future[_R] = Future()
+        begun: list[asyncio.Task[_R]] = []
 
-        future = asyncio.run_coroutine_threadsafe(watched(), self._loop)
+        async def whole() -> _R:
+            return await work(*args, **kwargs)
+
+        def begin() -> None:
+            begun.append(self._loop.create_task(whole()))
+            begun[0].add_done_callback(functools.partial(_settle, outcome))
+
+        def abandon() -> None:  # the loop keeps the order of what it is told: what has not begun by now never will
+            if begun:
+                begun[0].cancel()
+            else:
+                outcome.set_exception(CancelledError())
+
         try:
-            return future.result()
+            self._loop.call_soon_threadsafe(begin)
+            return outcome.result()
         except BaseException:
-            future.cancel()
-            ended.wait(_CLEANUP_S)  # a generator that still runs could not be closed
+            self._loop.call_soon_threadsafe(abandon)
+            wait([outcome], _CLEANUP_S)  # a generator that still runs could not be closed
             raise
 
     def iterate(self, items: AsyncIterator[_R]) -> Iterator[_R]:
@@ -52,18 +64,19 @@ class LoopThread:
         try:
             while True:
                 try:
-                    item = self.run(_next(generator))
+                    item = self.run(_next, generator)
                 except StopAsyncIteration:
                     return
                 yield item
         finally:
             close = getattr(generator, "aclose", None)
             if close is not None and not self._loop.is_closed():
-                self.run(close())
+                self.run(close)
 
     def stop(self) -> None:
         """Ends the loop and its thread, and the iterators that were left half read."""
-        self.run(self._loop.shutdown_asyncgens())
+        self.run(self._loop.shutdown_asyncgens)
+        self.run(_others_ended)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -71,6 +84,22 @@ class LoopThread:
 
 async def _next(items: AsyncIterator[_R]) -> _R:
     return await anext(items)
+
+
+def _settle(outcome: Future[_R], task: asyncio.Task[_R]) -> None:
+    if task.cancelled():
+        outcome.set_exception(CancelledError())
+    elif error := task.exception():
+        outcome.set_exception(error)
+    else:
+        outcome.set_result(task.result())
+
+
+async def _others_ended() -> None:
+    """Waits for what gRPC has under way: a call that was cancelled still takes its status."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        await asyncio.wait(others, timeout=_CLEANUP_S)
 
 
 class Face(Generic[_A_co]):
@@ -93,7 +122,7 @@ class Blocking(Generic[_A, _P, _R]):
 
         @functools.wraps(self._method)
         def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            return face._loop.run(self._method(face._twin, *args, **kwargs))
+            return face._loop.run(self._method, face._twin, *args, **kwargs)
 
         return call
 

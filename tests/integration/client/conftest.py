@@ -693,7 +693,7 @@ class Running:
     servers: dict[str, Any] = field(default_factory=dict)
 
     def start(self, name: str, *register: Callable[[Any], None]) -> None:
-        self.loop.run(self._start(name, register))
+        self.loop.run(self._start, name, register)
 
     async def _start(self, name: str, register: tuple[Callable[[Any], None], ...]) -> None:
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
@@ -705,7 +705,7 @@ class Running:
         self.servers[name] = server
 
     def stop(self, name: str) -> None:
-        self.loop.run(self.servers.pop(name).stop(0))
+        self.loop.run(self.servers.pop(name).stop, 0)
 
     def where(self) -> dict[str, Any]:
         """The keyword arguments of a client."""

@@ -369,6 +369,6 @@ def test_who_leaves_a_watch_is_told_that_the_job_goes_on(
     _, said = process.communicate(timeout=30)
     os.close(inside)
     os.close(outside)
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     assert said.strip() == ("job j2 goes on. `veneer jobs watch j2` shows it again, `veneer jobs cancel j2` ends it")
     assert cluster.jobs["trainingJobs/j2"].state == JobState.JOB_STATE_QUEUED
