@@ -6,7 +6,6 @@ import gc
 import linecache
 import sys
 import threading
-import time
 import warnings
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -72,7 +71,6 @@ def test_an_interrupt_at_any_line_closes_what_was_iterated(loop: LoopThread) -> 
         while True:
             nth += 1
             interrupt = Interrupt(nth)
-            began_s = time.monotonic()
             with contextlib.suppress(KeyboardInterrupt), traced(interrupt):
                 list(loop.iterate(items()))
             if interrupt.left > 0:
@@ -80,21 +78,19 @@ def test_an_interrupt_at_any_line_closes_what_was_iterated(loop: LoopThread) -> 
             gc.collect()
             loop.run(asyncio.sleep, 0)
             assert len(begun) == len(closed), f"line {nth} left a generator open"
-            assert time.monotonic() - began_s < 2.0
     assert nth > 20
     assert len(asyncio.all_tasks(loop._loop)) == 0
 
 
-def test_an_interrupt_ends_the_work_and_not_its_waiter_alone(loop: LoopThread) -> None:
+def test_an_interrupt_ends_the_work_and_not_its_waiter_alone(loop: LoopThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_loop, "_CLEANUP_S", 600.0)  # so that waiting for it in vain is seen
     interrupt, nth = Interrupt(0), 0
-    began_s = time.monotonic()
     while interrupt.line != "return outcome.result()":
         nth += 1
         interrupt = Interrupt(nth)
         with pytest.raises(KeyboardInterrupt), traced(interrupt):
             loop.run(asyncio.sleep, 60.0)
         assert len(asyncio.all_tasks(loop._loop)) == 0, interrupt.line
-    assert time.monotonic() - began_s < 2.0
 
 
 def test_a_call_with_wrong_arguments_is_the_callers_error(loop: LoopThread) -> None:
