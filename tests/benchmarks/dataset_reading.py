@@ -1,9 +1,10 @@
-"""ReadExamples of a real service process, against a bare gRPC stream of the very same messages.
+"""ReadExamples of a real service process, against bare gRPC streams of the same rows.
 
     python tests/benchmarks/dataset_reading.py [ROWS] [PICTURE_SIDE]
 
 Both servers are processes of their own on loopback and are read by the same client, interleaved. The bare one holds
-all messages in memory, serialised. Once with pictures as uploaded, once by digest (many small messages).
+all messages in memory, serialised. Once with pictures as uploaded, once by digest (many small rows). Rows come one a
+message and batched, each against a bare stream of its very messages; batched also against the bare one of single rows.
 """
 
 import asyncio
@@ -16,7 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -49,35 +51,51 @@ def main(count: int, side: int) -> None:
             version = _pushed(stub, metadata, count, side)
             for form in (pb.PICTURE_FORM_ORIGINAL, pb.PICTURE_FORM_DIGEST):
                 request = pb.ReadExamplesRequest(dataset_version=version, split="train", picture_form=form)
-                _compare(pb.PictureForm.Name(form), lambda: stub.ReadExamples(request, metadata=metadata))  # noqa: B023
+                batched = pb.ReadExamplesRequest(batched=True)
+                batched.MergeFrom(request)
+                _compare(
+                    f"{pb.PictureForm.Name(form)}, {count:,} rows",
+                    count,
+                    lambda: stub.ReadExamples(request, metadata=metadata),  # noqa: B023
+                    lambda: stub.ReadExamples(batched, metadata=metadata),  # noqa: B023
+                )
         finally:
             service.terminate()
             service.wait(30)
 
 
-def _compare(name: str, read: "Iterable[pb.ReadExamplesResponse]") -> None:
-    messages = [each.SerializeToString() for each in read()]  # type: ignore[operator]
-    size_bytes = sum(map(len, messages))
+def _compare(name: str, count: int, *reads: Callable[[], Iterable[pb.ReadExamplesResponse]]) -> None:
     spawn = multiprocessing.get_context("spawn")  # a process that forks after gRPC started misbehaves
-    ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
-    process.start()
-    ours.send(messages)
-    bare = grpc.insecure_channel(f"127.0.0.1:{ours.recv()}").unary_stream(
-        _BARE, request_serializer=bytes, response_deserializer=pb.ReadExamplesResponse.FromString
-    )
-    own_s, peer_s = [], []
-    for _ in range(RUNS):
-        own_s.append(_seconds(read()))  # type: ignore[operator]
-        peer_s.append(_seconds(bare(b"")))
-    process.terminate()
-    process.join()
-    own, peer = statistics.median(own_s), statistics.median(peer_s)
-    print(
-        f"{name}: {len(messages):,} messages, {size_bytes / 1e6:,.1f} MB; ReadExamples {size_bytes / own / 1e6:,.0f} "
-        f"MB/s, {len(messages) / own:,.0f}/s; bare {size_bytes / peer / 1e6:,.0f} MB/s, {len(messages) / peer:,.0f}/s; "
-        f"ratio {peer / own:.0%}"
-    )
+    streams: list[Callable[[], Iterable[pb.ReadExamplesResponse]]] = []
+    processes = []
+    sizes_bytes = []
+    for read in reads:
+        messages = [each.SerializeToString() for each in read()]
+        sizes_bytes.append((len(messages), sum(map(len, messages))))
+        ours, theirs = spawn.Pipe()
+        processes.append(spawn.Process(target=_serve, args=(theirs,), daemon=True))
+        processes[-1].start()
+        ours.send(messages)
+        bare = grpc.insecure_channel(f"127.0.0.1:{ours.recv()}").unary_stream(
+            _BARE, request_serializer=bytes, response_deserializer=pb.ReadExamplesResponse.FromString
+        )
+        streams += [read, partial(bare, b"")]
+    runs = [[_seconds(stream()) for stream in streams] for _ in range(RUNS)]
+    single, bare_single, batched, bare_batched = map(statistics.median, zip(*runs, strict=True))
+    for process in processes:
+        process.terminate()
+        process.join()
+    print(name)
+    for form, own, peer, (message_count, size_bytes) in (
+        ("one a message", single, bare_single, sizes_bytes[0]),
+        ("batched", batched, bare_batched, sizes_bytes[1]),
+    ):
+        print(
+            f"  {form}: {message_count:,} messages, {size_bytes / 1e6:,.1f} MB; ReadExamples "
+            f"{size_bytes / own / 1e6:,.0f} MB/s, {count / own:,.0f} rows/s; bare {size_bytes / peer / 1e6:,.0f} MB/s, "
+            f"{count / peer:,.0f} rows/s; ratio {peer / own:.0%}"
+        )
+    print(f"  batched against bare, one a message: {bare_single / batched:.0%}")
 
 
 def _seconds(stream: Iterable[object]) -> float:

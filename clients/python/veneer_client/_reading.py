@@ -118,6 +118,7 @@ class DatasetReading:
             picture_form=picture_form,
             model=full("models", model) if model else "",
             max_pixels=max_pixels,
+            batched=True,
         )
         patience = Patience(STREAM_TIMEOUT_S, FOLLOW_ATTEMPTS)
         while True:
@@ -161,9 +162,10 @@ class DatasetReading:
             if response.HasField("picture_chunk"):
                 chunks.append(response.picture_chunk)
                 continue
-            if example is not None:
-                yield _completed(example, chunks)
-            example, chunks = response.example, []
+            for arrived in response.examples or (response.example,):
+                if example is not None:
+                    yield _completed(example, chunks)
+                example, chunks = arrived, []
         if example is not None:
             yield _completed(example, chunks)
 

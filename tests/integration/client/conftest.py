@@ -274,8 +274,10 @@ class DatasetService(dataset_service_pb2_grpc.DatasetServiceServicer):
     async def ReadExamples(self, request: Any, context: Any) -> AsyncIterator[Any]:
         await self.cluster.begin("ReadExamples", request, context)
         rows = self.cluster.examples[request.offset :]
-        for row in rows[: request.limit] if request.limit else rows:
-            yield dataset_service_pb2.ReadExamplesResponse(example=row)
+        rows = rows[: request.limit] if request.limit else rows
+        assert request.batched
+        for start in range(0, len(rows), 2):
+            yield dataset_service_pb2.ReadExamplesResponse(examples=rows[start : start + 2])
 
 
 class TrainerService(training_service_pb2_grpc.TrainerServiceServicer):

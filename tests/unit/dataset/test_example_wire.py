@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from veneer.dataset.v1 import conversation_pb2, dataset_service_pb2
 from veneer_dataset.api import example_wire
-from veneer_dataset.api.example_wire import example_messages
+from veneer_dataset.api.example_wire import batch_messages, example_messages
 from veneer_dataset.domain.examples import Example, PictureForm
 
 PIECE = 100  # bytes, in place of a MiB
@@ -48,14 +48,41 @@ def test_as_protobuf_writes_it(
         PictureForm.RESIZED: st.lists(_PIXELS, min_size=count, max_size=count),
     }
     example = Example(index, digest, {"messages": messages}, data.draw(contents[form]))
-    expected = [message.SerializeToString(deterministic=True) for message in _messages(example, form)]
-    assert example_messages(example, form) == expected
+    expected = _messages(example, form)
+    assert list(example_messages([example], form)) == [_serialized(message) for message in expected]
+    batch = dataset_service_pb2.ReadExamplesResponse(examples=[expected[0].example])
+    assert list(batch_messages([example], form)) == [_serialized(message) for message in (batch, *expected[1:])]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, PIECE // 2).map(bytes) | _FILES, max_size=12))
+def test_batches_hold_all_rows_in_order_and_end_where_chunks_follow(files: list[bytes]) -> None:
+    row = {"messages": [{"role": "user", "content": [{"type": "image", "digest": "ab" * 32}]}]}
+    examples = [Example(index, b"x" * 32, row, [file]) for index, file in enumerate(files)]
+    seen: list[bytes] = []
+    for message in map(
+        dataset_service_pb2.ReadExamplesResponse.FromString, batch_messages(examples, PictureForm.ORIGINAL)
+    ):
+        if message.HasField("picture_chunk"):
+            seen[-1] += message.picture_chunk.data
+            continue
+        *others, _ = message.examples
+        assert dataset_service_pb2.ReadExamplesResponse(examples=others).ByteSize() < PIECE
+        for example in message.examples:
+            assert example.index == len(seen)
+            seen.append(example.messages[0].parts[0].picture.data)
+        assert all(seen[each.index] == files[each.index] for each in others)
+    assert seen == files
+
+
+def _serialized(message: dataset_service_pb2.ReadExamplesResponse) -> bytes:
+    return message.SerializeToString(deterministic=True)
 
 
 def test_pixels_that_are_a_view_of_others() -> None:
     rgb = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)[:, ::2]
     row = {"messages": [{"role": "user", "content": [{"type": "image", "digest": "ab" * 32}]}]}
-    (message,) = example_messages(Example(0, b"x" * 32, row, [rgb]), PictureForm.RESIZED)
+    (message,) = example_messages([Example(0, b"x" * 32, row, [rgb])], PictureForm.RESIZED)
     resized = dataset_service_pb2.ReadExamplesResponse.FromString(message).example.messages[0].parts[0].picture.resized
     assert (resized.height, resized.width, resized.rgb) == (4, 3, rgb.tobytes())
 

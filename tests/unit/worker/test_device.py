@@ -49,3 +49,14 @@ def test_a_driver_that_torch_cannot_use_leaves_the_cpu_unless_cuda_was_asked_for
     assert find("auto", 2).kind == "cpu"
     with pytest.raises(DeviceError, match="no CUDA device here; no driver"):
         find("cuda", 2)
+
+
+@pytest.mark.parametrize("wanted", ["auto", "cuda"])
+def test_a_driver_that_does_not_answer_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wanted: str
+) -> None:
+    monkeypatch.setattr(device, "_DRIVERS", (str(tmp_path),))
+    monkeypatch.setattr(device, "_QUESTION", "import time; time.sleep(60)")
+    monkeypatch.setattr(device, "_ASK_S", 0.2)
+    with pytest.raises(DeviceError, match=r"not said in 0.2 s .* cpu does without"):
+        find(wanted, 2)

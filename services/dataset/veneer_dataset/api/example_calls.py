@@ -5,7 +5,7 @@ from contextlib import closing
 
 from veneer.dataset.v1 import dataset_service_pb2
 from veneer_dataset.api.app import App, tenant
-from veneer_dataset.api.example_wire import example_messages
+from veneer_dataset.api.example_wire import batch_messages, example_messages
 from veneer_dataset.api.handover import drawn, in_thread
 from veneer_dataset.api.requests import examples_request
 from veneer_dataset.domain.examples import Wanted
@@ -22,13 +22,14 @@ class ExampleCalls:
         checked, whose = examples_request(request), tenant()
         stored = await in_thread(self._app.versions.get, whose, checked.version.dataset, checked.version.version)
         counting = await self._app.models.counting(checked.model, request.max_pixels) if checked.model else None
+        to_messages = batch_messages if request.batched else example_messages
         wanted = Wanted(request.split, checked.shuffle, request.offset, request.limit, checked.form, counting)
 
         def serialized() -> Iterator[list[bytes]]:
             """ReadExamplesResponses on the wire: made in the reading thread, not where all calls are served."""
             with closing(self._app.examples.read(whose, stored, wanted)) as examples:
                 for some in examples:
-                    yield [message for example in some for message in example_messages(example, checked.form)]
+                    yield list(to_messages(some, checked.form))
 
         async for some in drawn(serialized):
             for message in some:

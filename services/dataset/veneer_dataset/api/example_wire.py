@@ -4,7 +4,7 @@ protobuf's own objects copy a picture twice, into the message and out of it; her
 protobuf's (https://protobuf.dev/programming-guides/encoding); the tests compare with what protobuf writes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -28,8 +28,33 @@ _ROLES = {
 _UNSUPERVISED = bytes([3 << 3, 1])  # Message.unsupervised
 
 
-def example_messages(example: Example, form: PictureForm) -> list[bytes]:
-    """A row, and the bytes of its pictures that do not fit into one message."""
+def example_messages(examples: Iterable[Example], form: PictureForm) -> Iterator[bytes]:
+    """Each row in a message of its own, and after it the bytes of its pictures that do not fit into one message."""
+    for example in examples:
+        fields, chunks = _example(example, form)
+        yield b"".join(_field(1, fields))
+        yield from chunks
+
+
+def batch_messages(examples: Iterable[Example], form: PictureForm) -> Iterator[bytes]:
+    """As many rows a message as reach MAX_PIECE_BYTES; where chunks follow, they are of its last row."""
+    batch: _Pieces = []
+    size_bytes = 0
+    for example in examples:
+        fields, chunks = _example(example, form)
+        row = _field(3, fields)
+        batch += row
+        size_bytes += sum(map(len, row))
+        if chunks or size_bytes >= MAX_PIECE_BYTES:
+            yield b"".join(batch)
+            yield from chunks
+            batch, size_bytes = [], 0
+    if batch:
+        yield b"".join(batch)
+
+
+def _example(example: Example, form: PictureForm) -> tuple[_Pieces, list[bytes]]:
+    """A row's fields, and PictureChunks with the bytes of its pictures that do not fit into one message."""
     fields: _Pieces = [*_number(1, example.index), *_field(2, [example.row_digest.hex().encode()])]
     chunks: list[bytes] = []
     pictures = iter(example.pictures)
@@ -62,7 +87,7 @@ def example_messages(example: Example, form: PictureForm) -> list[bytes]:
         if "weight" in message:
             said.append(_UNSUPERVISED)
         fields += _field(3, said)
-    return [b"".join(_field(1, fields)), *chunks]
+    return fields, chunks
 
 
 def _field(number: int, pieces: Sequence[bytes | memoryview]) -> _Pieces:

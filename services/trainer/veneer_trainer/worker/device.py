@@ -48,13 +48,17 @@ def find(wanted: str, threads: int) -> Device:
         threads: that training computes with on the CPU.
 
     Raises:
-        DeviceError: "cuda" was asked for, and torch has none.
+        DeviceError: "cuda" was asked for, and torch has none; or a driver does not answer.
     """
     if wanted == "cuda" or (wanted == "auto" and any(Path(driver).exists() for driver in _DRIVERS)):
         # In a process of its own: this one does without torch, and children are forked from one that has no context.
-        answer = subprocess.run(  # noqa: S603  # our own program
-            [sys.executable, "-c", _QUESTION], capture_output=True, text=True, timeout=_ASK_S, check=False
-        )
+        try:
+            answer = subprocess.run(  # noqa: S603  # our own program
+                [sys.executable, "-c", _QUESTION], capture_output=True, text=True, timeout=_ASK_S, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            text = f"device: torch has not said in {_ASK_S:g} s what this machine has; cpu does without its driver"
+            raise DeviceError(text) from error
         found = json.loads(answer.stdout) if answer.returncode == 0 else None
         if found is not None:
             name, total_bytes = found

@@ -57,6 +57,7 @@ async def read_questions(
         offset=start,
         limit=limit,
         picture_form=form,
+        batched=True,
     )
     example: dataset_service_pb2.Example | None = None
     more: dict[int, bytearray] = {}
@@ -64,9 +65,10 @@ async def read_questions(
         if response.WhichOneof("item") == "picture_chunk":
             more.setdefault(response.picture_chunk.picture_index, bytearray()).extend(response.picture_chunk.data)
             continue
-        if example is not None:
-            yield _question(example, more, spec.prompt)
-        example, more = response.example, {}
+        for arrived in response.examples or (response.example,):
+            if example is not None:
+                yield _question(example, more, spec.prompt)
+            example, more = arrived, {}
     if example is not None:
         yield _question(example, more, spec.prompt)
 

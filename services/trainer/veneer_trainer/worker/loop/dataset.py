@@ -105,6 +105,7 @@ class Dataset:
             picture_form=dataset_service_pb2.PICTURE_FORM_RESIZED,
             model=self._model,
             max_pixels=self._max_pixels,
+            batched=True,
         )
         if shuffle is not None:
             request.shuffle.seed, request.shuffle.epoch = shuffle
@@ -117,9 +118,10 @@ class Dataset:
                     chunk = response.picture_chunk
                     more.setdefault(chunk.picture_index, bytearray()).extend(chunk.data)
                     continue
-                if example is not None:
-                    yield example.row_digest, _conversation(example, more)
-                example, more = response.example, {}
+                for arrived in response.examples or (response.example,):
+                    if example is not None:
+                        yield example.row_digest, _conversation(example, more)
+                    example, more = arrived, {}
             if example is not None:
                 yield example.row_digest, _conversation(example, more)
         finally:
