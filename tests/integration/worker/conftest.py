@@ -52,7 +52,7 @@ def until(holds: Callable[[], Any], timeout_s: float = 60.0) -> Answer:
     deadline = time.monotonic() + timeout_s
     while not (found := holds()):
         assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.02)
+        time.sleep(0.05)
     return found
 
 
@@ -116,7 +116,7 @@ class Cluster:
     def __init__(self, folder: Path, base: Path) -> None:
         self.folder, self.base = folder, base
         self.processes: list[Process] = []
-        self._channels: list[grpc.Channel] = []
+        self._channels: dict[str, grpc.Channel] = {}
         private, public = new_key_pair()
         (folder / "delegation.pem").write_bytes(private)
         (folder / "public.pem").write_bytes(public)
@@ -190,8 +190,9 @@ class Cluster:
 
     def channel(self, address: str, token: str) -> grpc.Channel:
         options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
-        self._channels.append(grpc.insecure_channel(address, options))
-        return grpc.intercept_channel(self._channels[-1], _Token(token))
+        if address not in self._channels:
+            self._channels[address] = grpc.insecure_channel(address, options)
+        return grpc.intercept_channel(self._channels[address], _Token(token))
 
     def create(self, version: str, adapter: str, **values: Message) -> str:
         chosen = {
@@ -242,7 +243,7 @@ class Cluster:
         return step
 
     def close(self) -> None:
-        for channel in self._channels:
+        for channel in self._channels.values():
             channel.close()
         for process in reversed(self.processes):
             process.close()

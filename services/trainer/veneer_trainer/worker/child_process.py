@@ -24,8 +24,7 @@ def get_ready(threads: int) -> None:
         threads: that they compute with.
     """
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    # torch imports its compiler, seconds of it, once an optimiser is made.
-    _FORKS.set_forkserver_preload(["veneer_trainer.worker.child", "torch._dynamo", __name__])
+    _FORKS.set_forkserver_preload(["veneer_trainer.worker.child", __name__])
     forkserver.ensure_running()
 
 

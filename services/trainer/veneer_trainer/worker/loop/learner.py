@@ -111,7 +111,7 @@ class Learner:
 
     def forget(self) -> None:
         """Drops the gradients."""
-        self.state.optimizer.zero_grad(set_to_none=True)
+        self.state.optimizer.forget_gradients()
 
     def move(self, loss_sum: float, targets: int, rate: float) -> None:
         """Takes the step that the gradients say, and forgets them.
@@ -124,7 +124,7 @@ class Learner:
         Raises:
             Refused: NON_FINITE_LOSS; the adapter stays as it was.
         """
-        figures, optimizer = self.state.figures, self.state.optimizer
+        figures = self.state.figures
         self._ranks.add_gradients(self._weights)
         loss = self._ranks.total(loss_sum)[0] / targets
         norm = torch.nn.utils.get_total_norm([tensor.grad for tensor in self._weights if tensor.grad is not None])
@@ -136,10 +136,8 @@ class Learner:
         limit = self.plan.spec.optimizer.max_gradient_norm
         if limit > 0:
             torch.nn.utils.clip_grads_with_norm_(self._weights, limit, norm)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
         failpoint("step.gradients")
-        optimizer.step()
+        self.state.optimizer.step(rate)
         failpoint("step.moved")
         self.forget()
         figures.step += 1

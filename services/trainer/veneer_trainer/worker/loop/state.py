@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from veneer_trainer.failpoints import failpoint
+from veneer_trainer.worker.loop.adamw import MOMENTS, AdamW
 from veneer_trainer.worker.loop.plan import Plan
 from veneer_trainer.worker.refusal import Refused
 from veneer_vlm import peft_folder
@@ -20,7 +21,6 @@ from veneer_vlm.errors import AdapterError
 from veneer_vlm.lora import Adapter
 
 _ADAPTER, _OPTIMIZER, _BEST, _STATE = "adapter.safetensors", "optimizer.safetensors", "best.safetensors", "state.json"
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # of torch's AdamW
 
 
 @dataclass(slots=True)
@@ -51,7 +51,7 @@ class State:
     """Adapter, optimiser and figures."""
 
     adapter: Adapter
-    optimizer: torch.optim.AdamW
+    optimizer: AdamW
     figures: Figures
     best: dict[str, Tensor] = field(default_factory=dict)
 
@@ -62,13 +62,8 @@ class State:
         for _, tensor in adapter.tensors():
             tensor.requires_grad_()
         settings = plan.spec.optimizer
-        optimizer = torch.optim.AdamW(
-            [tensor for _, tensor in adapter.tensors()],
-            lr=settings.learning_rate,
-            betas=(settings.beta1, settings.beta2),
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        weights = [tensor for _, tensor in adapter.tensors()]
+        optimizer = AdamW(weights, (settings.beta1, settings.beta2), settings.weight_decay)
         return cls(adapter, optimizer, Figures(seed=plan.spec.seed))
 
     def start_from(self, folder: Path, config: ModelConfig) -> None:
@@ -96,7 +91,7 @@ class State:
         moments = {
             f"{name}.{moment}": self.optimizer.state[tensor][moment]
             for name, tensor in self.adapter.tensors()
-            for moment in _MOMENTS
+            for moment in MOMENTS
             if tensor in self.optimizer.state
         }
         failpoint("checkpoint.half")
@@ -120,7 +115,7 @@ class State:
                     tensor.copy_(weights.pop(name))
                     its = {
                         moment: moments.pop(f"{name}.{moment}").to(tensor.device)
-                        for moment in _MOMENTS
+                        for moment in MOMENTS
                         if f"{name}.{moment}" in moments
                     }
                     if its:
