@@ -33,7 +33,7 @@ test: setup ## Run every test that takes seconds
 	$(MAKE) --no-print-directory --keep-going --jobs 2 test-parts test-clusters # which wait for their processes half the time
 
 test-parts: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not e2e_long' --numprocesses 2 --dist loadfile --ignore tests/e2e
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not e2e_long' --numprocesses 3 --dist loadfile --ignore tests/e2e
 
 test-clusters: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not e2e_long' -p no:cacheprovider tests/e2e

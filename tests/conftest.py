@@ -1,5 +1,7 @@
 """Real servers and a base that suites of several folders share; each is made when a test first asks for it."""
 
+import fcntl
+import hashlib
 import http.client
 import json
 import os
@@ -17,38 +19,52 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def byte_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny base of random weights that knows bytes and control tokens alone.
+def byte_base() -> Path:
+    """A tiny base of random weights that knows bytes and control tokens alone; nobody writes into it.
 
-    Qwen's own vocabulary takes a second to read, and a head of 151,936 entries most of a tiny model's step.
+    Qwen's own vocabulary takes a second to read, and a head of 151,936 entries most of a tiny model's step. All test
+    processes share one, for it takes ten seconds to make.
     """
-    import torch  # most tests do without
+    root = Path(__file__).parents[1]
+    sources = [Path(__file__), *sorted((root / "services" / "base" / "veneer_base").glob("*.py"))]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    directory = root / "build" / "tests" / f"byte-base-{digest[:12]}"
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with directory.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not directory.exists():
+            with tempfile.TemporaryDirectory(dir=directory.parent) as made:
+                _write_byte_base(Path(made) / "base")
+                (Path(made) / "base").rename(directory)
+    return directory
+
+
+def _write_byte_base(directory: Path) -> None:
+    import torch
     from safetensors.torch import load_file, save_file
 
     from veneer_base.random_weights import write_random_model
 
-    directory = tmp_path_factory.mktemp("base") / "tiny"
     write_random_model("tiny", directory, dtype=torch.float32)
-    tokenizer = json.loads((directory / "tokenizer.json").read_bytes())
-    vocabulary = tokenizer["model"]["vocab"]
-    tokenizer["model"] |= {
+    bpe = json.loads((directory / "tokenizer.json").read_bytes())
+    vocabulary = bpe["model"]["vocab"]
+    bpe["model"] |= {
         "vocab": {token: number for token, number in vocabulary.items() if number < 256},
         "merges": [],
     }
-    controls = {token["id"]: 256 + number for number, token in enumerate(tokenizer["added_tokens"])}
-    for token in tokenizer["added_tokens"]:
+    controls = {token["id"]: 256 + number for number, token in enumerate(bpe["added_tokens"])}
+    for token in bpe["added_tokens"]:
         token["id"] = controls[token["id"]]
     config = json.loads((directory / "config.json").read_bytes())
     config |= {key: controls[config[key]] for key in config if key.endswith("_token_id")}
     config["text_config"]["vocab_size"] = 256 + len(controls)
-    for name, changed in (("tokenizer.json", tokenizer), ("config.json", config)):
+    for name, changed in (("tokenizer.json", bpe), ("config.json", config)):
         (directory / name).write_text(json.dumps(changed))
     (weights,) = directory.glob("*.safetensors")
     tensors = load_file(weights)
     embedding = "model.language_model.embed_tokens.weight"
     tensors[embedding] = tensors[embedding][: config["text_config"]["vocab_size"]].clone()
     save_file(tensors, weights)
-    return directory
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from veneer_client import Client
 from .conftest import running
 
 QUESTION = "Which digit is this? Answer with one digit from 0 to 9."
-STEPS = 25
+STEPS = 40
 
 pytestmark = pytest.mark.timeout(400)  # the machine may be busy
 
@@ -31,7 +31,7 @@ def order(client: Client, folder: Path, name: str) -> str:
     """Queues a job that takes a while and stores checkpoints often."""
     client.datasets.push(folder, name)
     spec = TrainingSpec(checkpoint_interval_steps=5)
-    return client.jobs.train(name, name, steps=STEPS, rank=4, batch_size=8, seed=3, spec=spec).name
+    return client.jobs.train(name, name, steps=STEPS, rank=4, batch_size=2, seed=3, spec=spec).name
 
 
 def reached(client: Client, job: str, step: int) -> bool:
@@ -69,6 +69,8 @@ def test_a_job_survives_and_ends_once(cluster: Any, folder: Path, undisturbed: s
     else:
         cluster.kill(victim)
     assert ended_once(cluster, job) == undisturbed
+    attempts = len(client.jobs.get(job).attempts)
+    assert attempts == (2 if victim in ("child", "worker-1") else 1), "it was over before, or began again for nothing"
 
 
 def test_a_queued_job_survives_a_lost_queue(cluster: Any, folder: Path) -> None:
