@@ -1,6 +1,7 @@
 """Real servers and a base that suites of several folders share; each is made when a test first asks for it."""
 
 import fcntl
+import gc
 import hashlib
 import http.client
 import json
@@ -15,7 +16,20 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# A machine may be ten times as slow for a moment: what is fast enough, benchmarks say.
+hypothesis.settings.register_profile("veneer", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("veneer")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """After a file's last test: what lives on, modules above all, is not looked through again by each collection."""
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -169,7 +169,7 @@ def test_node_gives_the_vectors(ask_node: Ask, case: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", INPUTS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_node_and_python_are_equal(ask_node: Ask, kind: str, data: st.DataObject) -> None:
     drawn = data.draw(INPUTS[kind])

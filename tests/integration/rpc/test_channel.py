@@ -64,7 +64,11 @@ async def test_the_credential_of_the_moment_is_sent_with_each_kind_of_call(serve
     async def stream(request: Any, context: Any) -> AsyncIterator[StringValue]:
         yield await one(request, context)
 
+    may_write = asyncio.Event()
+    may_write.set()
+
     async def requests() -> AsyncIterator[StringValue]:
+        await may_write.wait()
         yield StringValue()
 
     running = await serve(**{kind: one if kind.endswith("unary") else stream})
@@ -80,9 +84,11 @@ async def test_the_credential_of_the_moment_is_sent_with_each_kind_of_call(serve
         return [answer.value async for answer in started]
 
     assert await ask() == await ask() == ["Bearer vnr_user"]
+    may_write.clear()  # grpc tells a bare INTERNAL where it writes while it is refused
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await ask()
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    may_write.set()
 
 
 @pytest.mark.parametrize("target", ["veneer.example:443", "10.0.0.1:443", "dns:///veneer.example:443"])

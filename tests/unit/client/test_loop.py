@@ -66,7 +66,6 @@ def test_an_interrupt_at_any_line_closes_what_was_iterated(loop: LoopThread) -> 
             closed.append(1)
 
     nth = 0
-    gc.freeze()  # what other tests left; each line is collected after
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         while True:
@@ -79,7 +78,6 @@ def test_an_interrupt_at_any_line_closes_what_was_iterated(loop: LoopThread) -> 
             gc.collect()
             loop.run(asyncio.sleep, 0)
             assert len(begun) == len(closed), f"line {nth} left a generator open"
-    gc.unfreeze()
     assert nth > 20
     assert len(asyncio.all_tasks(loop._loop)) == 0
 

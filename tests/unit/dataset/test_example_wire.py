@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from veneer.dataset.v1 import conversation_pb2, dataset_service_pb2
@@ -36,7 +36,6 @@ def _small_pieces() -> Any:  # noqa: ANN401  # a generator of pytest's
         yield
 
 
-@settings(deadline=None)
 @given(st.integers(0, 1 << 40), _DIGESTS, st.lists(_MESSAGES, max_size=4), st.sampled_from(PictureForm), st.data())
 def test_as_protobuf_writes_it(
     index: int, digest: bytes, messages: list[dict[str, Any]], form: PictureForm, data: st.DataObject
@@ -54,7 +53,6 @@ def test_as_protobuf_writes_it(
     assert list(batch_messages([example], form)) == [_serialized(message) for message in (batch, *expected[1:])]
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, PIECE // 2).map(bytes) | _FILES, max_size=12))
 def test_batches_hold_all_rows_in_order_and_end_where_chunks_follow(files: list[bytes]) -> None:
     row = {"messages": [{"role": "user", "content": [{"type": "image", "digest": "ab" * 32}]}]}

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.ExifTags import Base
@@ -80,7 +80,7 @@ def bent(draw: st.DrawFn) -> bytes:
 
 
 @given(bent() | st.binary(max_size=200))
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=EXAMPLES)
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of what it mends
 def test_any_bytes_are_a_picture_or_a_picture_error(data: bytes) -> None:
     try:

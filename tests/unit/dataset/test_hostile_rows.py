@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from veneer_dataset.domain.dialects import dialect_of, read_draft
@@ -147,7 +147,6 @@ def test_lines() -> None:
         list(row_lines([b"\n" * 100_000] * (MAX_BLANK_LINES // 100_000 + 1), "f"))
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(max_size=20)), st.integers(1, 7))
 def test_lines_do_not_depend_on_the_cut(lines: list[bytes], size: int) -> None:
     whole = b"\n".join(lines)
@@ -164,7 +163,6 @@ _JSON = st.recursive(
 )  # fmt: skip
 
 
-@settings(deadline=None)
 @given(
     _JSON
     | st.dictionaries(
@@ -184,7 +182,6 @@ def test_any_json_is_read_or_refused_with_a_known_code(value: Any) -> None:
         assert draft.messages[-1]["role"] == "assistant"
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_read_or_refused_with_a_known_code(line: bytes) -> None:
     try:

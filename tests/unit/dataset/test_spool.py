@@ -3,7 +3,7 @@
 import tempfile
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from veneer_dataset.domain import spool
@@ -15,7 +15,6 @@ class _Record(msgspec.Struct, array_like=True):
     data: bytes
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 200_000), max_size=8), st.lists(st.integers(0, 200_000), max_size=8))
 def test_records_are_read_by_place_and_in_order(sizes: list[int], more: list[int]) -> None:
     with tempfile.TemporaryFile() as file:

@@ -61,7 +61,6 @@ def test_shapes(width: int, height: int, code: str | None) -> None:
     assert not is_too_thin(PictureFacts(1, 200))
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 2**64 - 1), st.sampled_from([(128, 300), (300, 127)])), max_size=60),
     st.sets(st.integers(0, 63), max_size=2),
@@ -118,7 +117,6 @@ def test_fractions_are_by_content_and_about_as_asked() -> None:
     assert abs(splits.count("train") / 5000 - 0.8) < 0.03
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.text(min_size=1, max_size=8), st.sampled_from("abc"), max_size=120))
 def test_stratified_splits_keep_the_shares_of_each_answer(class_by_group: dict[str, str]) -> None:
     splits = stratified_splits(Fractions({"train": 0.75, "test": 0.25}, stratified=True), class_by_group)
@@ -129,7 +127,7 @@ def test_stratified_splits_keep_the_shares_of_each_answer(class_by_group: dict[s
         assert abs(test - len(groups) / 4) <= 0.5
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 40)), st.integers(0, 3000))
 def test_a_picture_has_one_index_however_often_it_is_named(named: list[int], more: int) -> None:
     table, first = PictureTable(), dict[int, int]()

@@ -37,7 +37,7 @@ def pieces(text: AnswerText, ids: Sequence[int]) -> list[str]:
     return [*map(text.push, ids), text.rest()]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(ids=st.lists(st.integers(0, VOCABULARY - 1), max_size=40))
 def test_any_tokens_give_the_text_that_the_tokenizer_gives(
     tokenizer: Tokenizer, token_bytes: TokenBytes, ids: list[int]

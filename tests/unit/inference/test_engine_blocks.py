@@ -53,7 +53,7 @@ def test_room_is_counted_without_what_would_be_shared() -> None:
     assert pool.take(2, [b"a"]) is not None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 5), st.booleans()), max_size=40))
 def test_no_block_is_lost_or_held_by_two_who_differ(actions: list[tuple[int, int, bool]]) -> None:
     """Sequences whose blocks hold their own name and number; what is shared says what its key says."""

@@ -183,7 +183,7 @@ def test_finishing_what_is_not_there_does_nothing() -> None:
     assert scheduler().finish(7) is None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_nothing_leaks_and_every_request_ends(data: st.DataObject) -> None:
     """Arrivals, cancellations and steps in any order; then all is quiet."""

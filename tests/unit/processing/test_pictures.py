@@ -240,7 +240,7 @@ def test_no_truncated_file_passes(data: bytes) -> None:
             decode_rgb(data[:size])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_a_damaged_file_is_decoded_or_refused(data: st.DataObject) -> None:
     good = bytearray(data.draw(st.sampled_from([PNG_RGB, JPEG_RGB, WEBP_RGB, *TRANSPARENT.values()])))

@@ -193,7 +193,6 @@ awkward = st.sampled_from(
 answers = st.one_of(any_text, awkward, st.builds("".join, st.lists(st.one_of(awkward, any_text), max_size=4)))
 
 
-@settings(deadline=None)
 @given(turns=st.lists(st.tuples(any_text, answers), min_size=1, max_size=4))
 def test_what_is_learned_decodes_to_the_answers_exactly(processor: Processor, turns: list[tuple[str, str]]) -> None:
     texts = [unicodedata.normalize("NFC", answer).replace("<|im_end|>", "") for _, answer in turns]
@@ -282,7 +281,7 @@ def test_control_tokens_are_refused_all_at_once_and_in_few_words(processor: Proc
 parts = st.lists(st.one_of(st.sampled_from(list(PICTURES.values())), any_text), min_size=1, max_size=4)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.lists(
         st.tuples(

@@ -61,7 +61,7 @@ def test_chunks_of_prompts_and_single_tokens_are_the_full_forward(toy: Toy, rows
         assert_close(cached, full, **EXACT)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_any_chunks_of_any_sequences_are_the_full_forward(toy: Toy, rows: list[Row], data: st.DataObject) -> None:
     """Chunks cut pictures too, and prefill of some rows shares passes with single tokens of others."""
