@@ -34,6 +34,15 @@ def test_steps_tokens_time_and_memory_are_the_sums_they_should_be() -> None:
     assert (taken.worker_class, taken.available_memory_bytes, taken.fits) == ("cpu-2x", 10_000, True)
 
 
+def test_several_ranks_share_the_rows_of_a_step() -> None:
+    spec = dataclasses.replace(SPEC, batch_size=3, gradient_accumulation=1)
+    taken = estimate(spec, BASE, SPLIT, [dataclasses.replace(WORKER, ranks=2)])
+    assert taken.steps == 3 * 34  # as on one rank
+    # the first rank has two of the three rows
+    assert math.isclose(taken.duration_s or 0, 102 * (0.5 + 12 * 0.01 + 18 * 0.02 + 2 * 0.1))
+    assert taken.peak_memory_bytes == 1000 + 2 * (12 * 10 + 18 * 20)
+
+
 def test_steps_instead_of_epochs_bound_the_tokens() -> None:
     taken = estimate(dataclasses.replace(SPEC, epochs=None, steps=10), BASE, SPLIT, [WORKER])
     assert (taken.steps, taken.total_tokens) == (10, 300)

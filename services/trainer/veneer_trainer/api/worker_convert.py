@@ -42,6 +42,7 @@ def worker_from_proto(message: _pb.WorkerInfo) -> Worker:
         {held.model: held.digest for held in message.models},
         tuple(map(_calibration, message.calibrations)),
         message.code_version,
+        max(message.ranks, 1),
     )
 
 

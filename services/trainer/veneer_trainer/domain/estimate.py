@@ -86,9 +86,10 @@ def _offer(
     costs = _nearest(spec, base, known.trainable_parameters or 0, worker)
     if costs is None:
         return None
-    step = row.times(_rows_per_step(spec))
+    own_rows = math.ceil(_rows_per_step(spec) / worker.ranks)
+    step = row.times(own_rows)
     # The peak is the largest pass; its text and pictures are taken to stand as in the mean row.
-    peak = row.times(_pass_tokens(spec, split.longest_row or 0) / (row.text + row.visual))
+    peak = row.times(_pass_tokens(spec, own_rows, split.longest_row or 0) / (row.text + row.visual))
     kept = min(costs.kept_bytes_per_visual_token * row.visual * split.rows, costs.kept_bytes_limit)
     peak_bytes = math.ceil(costs.memory_bytes.of(peak.text, peak.visual, peak.supervised) + kept)
     steps = known.steps or 0
@@ -132,9 +133,9 @@ def _halves(value: int, least: int) -> Iterable[int]:
         yield value
 
 
-def _pass_tokens(spec: TrainingSpec, longest_row: int) -> int:
-    """Tokens of the largest pass: a batch of the longest rows, or as many batches as are packed together."""
-    return min(_rows_per_step(spec) * longest_row, max(spec.batch_size * longest_row, PASS_TOKENS))
+def _pass_tokens(spec: TrainingSpec, rows: int, longest_row: int) -> int:
+    """Tokens of the largest pass of so many rows: a batch of the longest, or as many batches as are packed together."""
+    return min(rows * longest_row, max(spec.batch_size * longest_row, PASS_TOKENS))
 
 
 def _rows_per_step(spec: TrainingSpec) -> int:

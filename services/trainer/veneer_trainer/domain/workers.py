@@ -52,7 +52,7 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """One worker; `models` is digest by name."""
+    """One worker; `models` is digest by name, and `ranks` processes share the rows of a step."""
 
     name: str
     device: str
@@ -62,6 +62,7 @@ class Worker:
     models: dict[str, str]
     calibrations: tuple[Calibration, ...] = ()
     code_version: str = ""
+    ranks: int = 1
 
     def can_run(self, lane: Lane) -> bool:
         """Says whether the worker has what a lane's work needs."""

@@ -14,6 +14,7 @@ from veneer_trainer.worker.loop.dataset import Dataset
 from veneer_trainer.worker.loop.feature_files import FeatureFiles, depends_on
 from veneer_trainer.worker.loop.features import FrozenFeatures
 from veneer_trainer.worker.loop.plan import Plan
+from veneer_trainer.worker.loop.ranks import ALONE, Ranks
 from veneer_trainer.worker.loop.rows import LengthRule, Split
 from veneer_trainer.worker.messages import Task
 from veneer_trainer.worker.refusal import Refused
@@ -26,9 +27,11 @@ class Common:
 
     Args:
         task: the first job's.
+        ranks: who trains them together.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, ranks: Ranks = ALONE) -> None:
+        self.ranks = ranks
         self._task = task
         self._model: VisionLanguageModel | None = None
         self._features: FrozenFeatures | None = None
@@ -55,7 +58,10 @@ class Common:
         if self._features is None:
             task, model = self._task, self.model(plan.dtype)
             about = depends_on(model.visual, task.tenant, contract.digest, plan.numerics(task.threads))
-            files = FeatureFiles(Path(task.feature_folder), task.feature_disk_bytes)
+            folder = Path(task.feature_folder)  # which one process uses at a time
+            files = FeatureFiles(
+                folder if self.ranks.leads else folder / f"rank-{self.ranks.rank}", task.feature_disk_bytes
+            )
             self._features = FrozenFeatures(model, task.cache_bytes, files, about)
         return self._features
 
