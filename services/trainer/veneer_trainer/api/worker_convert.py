@@ -97,6 +97,7 @@ def _calibration(message: _pb.Calibration) -> Calibration:
         message.tower_seconds_per_visual_token,
         message.kept_bytes_per_visual_token,
         message.kept_bytes_limit,
+        message.least_memory_bytes,
     )
 
 

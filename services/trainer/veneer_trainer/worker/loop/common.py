@@ -13,6 +13,7 @@ from veneer_processing import ProcessingContract, Processor
 from veneer_trainer.worker.loop.dataset import Dataset
 from veneer_trainer.worker.loop.feature_files import FeatureFiles, depends_on
 from veneer_trainer.worker.loop.features import FrozenFeatures
+from veneer_trainer.worker.loop.gauges import give_back_memory
 from veneer_trainer.worker.loop.plan import Plan
 from veneer_trainer.worker.loop.ranks import ALONE, Ranks
 from veneer_trainer.worker.loop.rows import LengthRule, Split
@@ -46,6 +47,7 @@ class Common:
         """
         if self._model is None:
             self._model = load(Path(self._task.model_directory), dtype, self._task.device)
+            give_back_memory()  # a thread's own heap, that of loading, is nothing to the thread that takes steps
         if self._model.dtype is not dtype:
             text = f"the jobs that are trained here are in {self._model.dtype}, this one goes on in {dtype}"
             raise Refused("DTYPE_DIFFERS", text, transient=True)
