@@ -17,7 +17,6 @@ from veneer_trainer.worker.loop.calibration import measure
 from veneer_trainer.worker.loop.group import train_together
 from veneer_trainer.worker.loop.link import Link
 from veneer_trainer.worker.messages import ExportTask, Measure, Measured, Task
-from veneer_trainer.worker.rank_group import run_ranks
 
 
 def main(connections: Sequence[socket.socket], log_level: str, folder: Path, device: str) -> NoReturn:
@@ -32,6 +31,8 @@ def main(connections: Sequence[socket.socket], log_level: str, folder: Path, dev
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker decides
     logs.configure(log_level, "json")  # type: ignore[arg-type]  # the worker's own setting
     if len(connections) > 1:
+        from veneer_trainer.worker.rank_group import run_ranks  # torchrun's agent, which one rank does without
+
         run_ranks(connections, folder, device)
     link = Link(connections[0])
     try:
