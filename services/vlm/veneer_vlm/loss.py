@@ -12,10 +12,10 @@ from torch import Tensor
 
 from veneer_vlm.head import Head
 
-_CHUNK = 64  # positions: 39 MB of float32 logits at a vocabulary of 151,936
+CHUNK = 64  # positions: 39 MB of float32 logits at a vocabulary of 151,936
 
 
-def token_losses(head: Head, hidden_N_D: Tensor, targets_N: Tensor, chunk: int = _CHUNK) -> Tensor:
+def token_losses(head: Head, hidden_N_D: Tensor, targets_N: Tensor, chunk: int = CHUNK) -> Tensor:
     """The negative log-likelihood (N,) of each target in float32.
 
     One loss a token, so that jobs sharing a pass can each reduce their own. Gradients flow to the hidden

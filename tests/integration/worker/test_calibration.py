@@ -38,7 +38,7 @@ def test_an_idle_worker_measures_and_jobs_come_with_their_estimate(cluster: Clus
     version = push(cluster.datasets(), "counted", {"train.jsonl": rows}, "models/tiny")
     worker = cluster.worker("measuring", **MEASURING)
     stored = cluster.folder / "measuring" / "calibrations"
-    until(lambda: len(list(stored.glob("*.calibration"))) == 2, 120)
+    until(lambda: len(list(stored.glob("*.calibration"))) == 3, 120)
     until(lambda: estimate(cluster, version).HasField("duration"))
     told = estimate(cluster, version)
     assert (told.steps, told.fits, told.worker_class) == (30, True, "cpu-1x")
@@ -61,4 +61,4 @@ def test_an_idle_worker_measures_and_jobs_come_with_their_estimate(cluster: Clus
     usual = cluster.worker("measuring")
     until(lambda: estimate(cluster, version).fits)
     usual.close()
-    assert len(list(stored.iterdir())) == 2
+    assert len(list(stored.iterdir())) == 3

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from veneer_rpc.names import AdapterName, DatasetVersionName, ModelName
 from veneer_trainer.domain.estimate import PASS_TOKENS, estimate, total_steps
-from veneer_trainer.domain.spec import Dtype, TrainingSpec
+from veneer_trainer.domain.spec import Dtype, Lora, TrainingSpec
 from veneer_trainer.domain.targets import Linear
 from veneer_trainer.domain.workers import Calibration, StepCost, Worker
 from veneer_trainer.ports import BaseModel, SplitFacts
@@ -34,6 +34,23 @@ def test_steps_tokens_time_and_memory_are_the_sums_they_should_be() -> None:
     assert (taken.worker_class, taken.available_memory_bytes, taken.fits) == ("cpu-2x", 10_000, True)
 
 
+def test_a_job_takes_the_memory_of_loading_its_base_at_least() -> None:
+    costs = dataclasses.replace(
+        COSTS, least_memory_bytes=5000, kept_bytes_per_visual_token=1.0, kept_bytes_limit=10_000
+    )
+    taken = estimate(SPEC, BASE, SPLIT, [dataclasses.replace(WORKER, calibrations=(costs,))])
+    assert taken.peak_memory_bytes == 5000 + 900
+
+
+def test_several_ranks_share_the_rows_of_a_step() -> None:
+    spec = dataclasses.replace(SPEC, batch_size=3, gradient_accumulation=1)
+    taken = estimate(spec, BASE, SPLIT, [dataclasses.replace(WORKER, ranks=2)])
+    assert taken.steps == 3 * 34  # as on one rank
+    # the first rank has two of the three rows
+    assert math.isclose(taken.duration_s or 0, 102 * (0.5 + 12 * 0.01 + 18 * 0.02 + 2 * 0.1))
+    assert taken.peak_memory_bytes == 1000 + 2 * (12 * 10 + 18 * 20)
+
+
 def test_steps_instead_of_epochs_bound_the_tokens() -> None:
     taken = estimate(dataclasses.replace(SPEC, epochs=None, steps=10), BASE, SPLIT, [WORKER])
     assert (taken.steps, taken.total_tokens) == (10, 300)
@@ -54,6 +71,27 @@ def test_only_workers_with_base_and_dtype_count() -> None:
     assert estimate(SPEC, BASE, SPLIT, [other]).worker_class == ""
     bf16 = dataclasses.replace(SPEC, dtype=Dtype.BFLOAT16)
     assert estimate(bf16, BASE, SPLIT, [WORKER]).duration_s is None
+
+
+def test_a_job_costs_what_the_nearest_in_its_linears_does_then_in_rank() -> None:
+    decoder = {f"layers.0.{name}": Linear("decoder", 64, 64) for name in ("q_proj", "k_proj", "v_proj")}
+    base = dataclasses.replace(BASE, linears=decoder | {"visual.qkv": Linear("vision", 64, 64)})
+    shapes = (("q_proj",), 8), (("q_proj",), 32), (("q_proj", "k_proj", "v_proj"), 8), (("q_proj", "qkv"), 8)
+    measured = []
+    for number, (names, rank) in enumerate(shapes):
+        whole = tuple(sorted(name for name in base.linears if name.rpartition(".")[2] in names))
+        seconds = StepCost(float(number), 0, 0, 0)
+        measured.append(dataclasses.replace(COSTS, target_modules=whole, rank=rank, seconds=seconds))
+    worker = dataclasses.replace(WORKER, calibrations=tuple(measured))
+
+    def taken(*names: str, rank: int) -> float:
+        spec = dataclasses.replace(SPEC, epochs=None, steps=1, lora=Lora(rank=rank, target_modules=names))
+        return estimate(spec, base, SPLIT, [worker]).duration_s or 0
+
+    assert taken("q_proj", rank=8) == 0
+    assert taken("q_proj", rank=64) == 1  # though all linears of the decoder at rank 8 have more of its parameters
+    assert taken("k_proj", "v_proj", rank=8) == 2
+    assert taken("k_proj", "v_proj", "qkv", rank=8) == 3  # the only one with a tower that learns
 
 
 def test_the_sooner_class_that_fits_is_taken() -> None:

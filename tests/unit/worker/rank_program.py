@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import torch
 from conftest import Bench, spec
 from safetensors.torch import save_file
 
@@ -16,11 +17,9 @@ from veneer_trainer.worker.loop.state import State
 
 
 def main(base: str, out: str, row_count: int) -> None:
-    ranks = Ranks.joined()
+    ranks = Ranks.joined(Path(out, "meeting"), "cpu")
     bench = Bench(Path(base))
-    plan = Plan.of(
-        spec(batch_size=2, gradient_accumulation=1, lora={"target_modules": ["decoder"]}), bench.config, ranks.size
-    )
+    plan = Plan.of(spec(batch_size=2, gradient_accumulation=2, lora={"target_modules": ["decoder"]}), bench.config)
     state = State.fresh(bench.config, plan)
     features = FrozenFeatures(bench.model, 1 << 30)
     learner = Learner(bench.model, state, plan, features, ranks)
@@ -30,11 +29,26 @@ def main(base: str, out: str, row_count: int) -> None:
     for step in steps:
         learner.learn(step, 1e-2)
         losses.append(state.figures.loss)
-    told = {"losses": losses, "validation": learner.loss(steps)}
+    told = {
+        "losses": losses,
+        "validation": learner.loss(steps),
+        "agreed": ranks.agreed(ranks.rank == 0, ranks.rank == 1),
+        "gradients": gradients(ranks),
+    }
     Path(out, f"{ranks.rank}.json").write_text(json.dumps(told))
     save_file(
         {name: tensor.detach() for name, tensor in state.adapter.tensors()}, Path(out, f"{ranks.rank}.safetensors")
     )
+
+
+def gradients(ranks: Ranks) -> list[list[float] | None]:
+    """Sums of a gradient that both have, one that rank 1 has alone, and one that nobody has."""
+    weights = [torch.zeros(2, requires_grad=True) for _ in range(3)]
+    weights[0].grad = torch.tensor([1.0, ranks.rank])
+    if ranks.rank == 1:
+        weights[1].grad = torch.tensor([5.0, 6.0])
+    ranks.add_gradients(weights)
+    return [None if weight.grad is None else weight.grad.tolist() for weight in weights]
 
 
 if __name__ == "__main__":

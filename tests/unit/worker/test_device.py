@@ -24,9 +24,10 @@ def answering(monkeypatch: pytest.MonkeyPatch, stdout: str, returncode: int = 0)
 
 
 def test_without_a_driver_it_is_the_cpu_and_torch_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = answering(monkeypatch, '["NVIDIA H100 80GB HBM3", 85017493504]')
+    asked = answering(monkeypatch, '["NVIDIA H100 80GB HBM3", 85017493504, 2]')
     monkeypatch.setattr(device, "_DRIVERS", ("/nowhere",))
     assert find("auto", 4) == Device("cpu", "cpu-4x", memory_bytes())
+    assert find("auto", 4, ranks=2) == Device("cpu", "cpu-4x-2-ranks", memory_bytes() // 2)
     assert not asked
 
 
@@ -34,9 +35,12 @@ def test_without_a_driver_it_is_the_cpu_and_torch_is_not_asked(monkeypatch: pyte
 def test_an_accelerator_is_announced_with_its_name_and_memory(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wanted: str
 ) -> None:
-    answering(monkeypatch, '["NVIDIA H100 80GB HBM3", 85017493504]')
+    answering(monkeypatch, '["NVIDIA H100 80GB HBM3", 85017493504, 2]')
     monkeypatch.setattr(device, "_DRIVERS", (str(tmp_path),))
     assert find(wanted, 4) == Device("cuda", "cuda-nvidia-h100-80gb-hbm3", 85017493504)
+    assert find(wanted, 4, ranks=2) == Device("cuda", "cuda-nvidia-h100-80gb-hbm3-2-ranks", 85017493504)
+    with pytest.raises(DeviceError, match="3 were asked for, torch finds 2"):
+        find(wanted, 4, ranks=3)
     assert find("cpu", 4).kind == "cpu"
 
 

@@ -5,14 +5,19 @@ import hashlib
 import socket
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from veneer_trainer.worker import folders
+from veneer_trainer.worker.loop.link import JobLink
 from veneer_trainer.worker.messages import (
     Delegation,
     Failed,
+    Progressed,
     Stop,
+    Stopped,
     Told,
     Trained,
     frame,
@@ -46,6 +51,17 @@ async def test_messages_from_the_child() -> None:
     assert await read_from_child(reader) is None
     writer.close()
     await writer.wait_closed()
+
+
+def test_a_rank_that_does_not_lead_says_only_why_it_cannot_go_on() -> None:
+    messages = [Progressed(b""), Stopped(), Failed("ROW_UNUSABLE", "row 3", transient=False)]
+    for leads, told in ((True, messages), (False, messages[2:])):
+        sent: list[Any] = []
+        link: Any = SimpleNamespace(leads=leads, send=sent.append)
+        task: Any = SimpleNamespace(folder="here")
+        for message in messages:
+            JobLink(link, task).send(message)
+        assert sent == [Told("here", message) for message in told]
 
 
 def test_a_folder_arrives_as_it_was(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def worker_from_proto(message: _pb.WorkerInfo) -> Worker:
         {held.model: held.digest for held in message.models},
         tuple(map(_calibration, message.calibrations)),
         message.code_version,
+        max(message.ranks, 1),
     )
 
 
@@ -96,6 +97,7 @@ def _calibration(message: _pb.Calibration) -> Calibration:
         message.tower_seconds_per_visual_token,
         message.kept_bytes_per_visual_token,
         message.kept_bytes_limit,
+        message.least_memory_bytes,
     )
 
 

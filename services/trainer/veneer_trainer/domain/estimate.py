@@ -1,7 +1,7 @@
 """What a training job is expected to take: arithmetic over counted tokens and measured costs.
 
 Costs come from workers' calibrations. A calibration fits a job on the same base and, where the job names one,
-in the same dtype; of those of one class the nearest in trainable parameters is taken. What was not counted or
+in the same dtype; of those of one class the nearest in adapted linears is taken, then in rank. What was not counted or
 measured stays unknown.
 """
 
@@ -83,14 +83,16 @@ def _offer(
     known: Estimate, spec: TrainingSpec, base: BaseModel, split: SplitFacts, row: RowLoad, worker: Worker
 ) -> Estimate | None:
     """The job on one worker; None where it has measured nothing like it."""
-    costs = _nearest(spec, base, known.trainable_parameters or 0, worker)
+    costs = _nearest(spec, base, worker)
     if costs is None:
         return None
-    step = row.times(_rows_per_step(spec))
+    own_rows = math.ceil(_rows_per_step(spec) / worker.ranks)
+    step = row.times(own_rows)
     # The peak is the largest pass; its text and pictures are taken to stand as in the mean row.
-    peak = row.times(_pass_tokens(spec, split.longest_row or 0) / (row.text + row.visual))
+    peak = row.times(_pass_tokens(spec, own_rows, split.longest_row or 0) / (row.text + row.visual))
     kept = min(costs.kept_bytes_per_visual_token * row.visual * split.rows, costs.kept_bytes_limit)
-    peak_bytes = math.ceil(costs.memory_bytes.of(peak.text, peak.visual, peak.supervised) + kept)
+    pass_bytes = costs.memory_bytes.of(peak.text, peak.visual, peak.supervised)
+    peak_bytes = math.ceil(max(pass_bytes, costs.least_memory_bytes) + kept)
     steps = known.steps or 0
     # A frozen tower sees each picture once; pictures that rows share are not known here, and count again.
     seen = min(row.visual * split.rows, step.visual * steps)
@@ -132,9 +134,9 @@ def _halves(value: int, least: int) -> Iterable[int]:
         yield value
 
 
-def _pass_tokens(spec: TrainingSpec, longest_row: int) -> int:
-    """Tokens of the largest pass: a batch of the longest rows, or as many batches as are packed together."""
-    return min(_rows_per_step(spec) * longest_row, max(spec.batch_size * longest_row, PASS_TOKENS))
+def _pass_tokens(spec: TrainingSpec, rows: int, longest_row: int) -> int:
+    """Tokens of the largest pass of so many rows: a batch of the longest, or as many batches as are packed together."""
+    return min(rows * longest_row, max(spec.batch_size * longest_row, PASS_TOKENS))
 
 
 def _rows_per_step(spec: TrainingSpec) -> int:
@@ -159,11 +161,15 @@ def _holds(worker: Worker, base: BaseModel, spec: TrainingSpec) -> bool:
     return base.digest in worker.models.values() and right_dtype
 
 
-def _nearest(spec: TrainingSpec, base: BaseModel, parameters: int, worker: Worker) -> Calibration | None:
-    def distance(costs: Calibration) -> float:
-        lora = replace(spec.lora, rank=costs.rank, target_modules=costs.target_modules)
-        linears = [linear for name, linear in base.linears.items() if name in lora.target_modules]
-        return abs(trainable_parameters(linears, lora) - parameters)
+def _nearest(spec: TrainingSpec, base: BaseModel, worker: Worker) -> Calibration | None:
+    wanted = frozenset(targeted(base.linears, spec.lora))
+    sees = _trains_tower(wanted, base)
+
+    def distance(costs: Calibration) -> tuple[bool, int, float]:
+        """A tower that is trained is seen through in every step; each adapted linear costs about the same again."""
+        measured = frozenset(costs.target_modules)
+        ranks = abs(math.log2(costs.rank / spec.lora.rank))
+        return _trains_tower(measured, base) != sees, len(measured ^ wanted), ranks
 
     fitting = [
         costs
@@ -171,6 +177,10 @@ def _nearest(spec: TrainingSpec, base: BaseModel, parameters: int, worker: Worke
         if costs.model_digest == base.digest and spec.dtype.value in (Dtype.AUTO.value, costs.dtype)
     ]
     return min(fitting, key=distance, default=None)
+
+
+def _trains_tower(names: Iterable[str], base: BaseModel) -> bool:
+    return any(name in base.linears and base.linears[name].group != "decoder" for name in names)
 
 
 def _on_some_class(known: Estimate, able: list[Worker]) -> Estimate:

@@ -36,7 +36,7 @@ class Calibration:
     """What training one shape of job costs on a worker class: seconds of a step, bytes at its peak.
 
     Beside its steps a job costs the frozen tower's time, once for each picture, and memory for what is kept of rows and
-    pictures, up to a limit.
+    pictures, up to a limit. Loading its base and its first step take so much memory at least.
     """
 
     model_digest: str
@@ -48,11 +48,12 @@ class Calibration:
     tower_seconds_per_visual_token: float = 0.0
     kept_bytes_per_visual_token: float = 0.0
     kept_bytes_limit: int = 0
+    least_memory_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """One worker; `models` is digest by name."""
+    """One worker; `models` is digest by name, and `ranks` processes share the rows of a step."""
 
     name: str
     device: str
@@ -62,6 +63,7 @@ class Worker:
     models: dict[str, str]
     calibrations: tuple[Calibration, ...] = ()
     code_version: str = ""
+    ranks: int = 1
 
     def can_run(self, lane: Lane) -> bool:
         """Says whether the worker has what a lane's work needs."""

@@ -27,7 +27,7 @@ async def work(settings: WorkerSettings) -> None:
         DeviceError: the device that was asked for is not there.
         BindError: the port for metrics cannot be listened on.
     """
-    device = await asyncio.to_thread(find, settings.device, settings.threads)
+    device = await asyncio.to_thread(find, settings.device, settings.threads, settings.ranks)
     keeper = Keeper(settings, await asyncio.to_thread(held_models, settings.model_directories), device)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, keeper.drain)

@@ -19,7 +19,8 @@ from veneer_trainer.worker.settings import WorkerSettings
 
 _MOST_SHAPES = 64
 _DROPOUT = 0.05  # jobs have some, and it takes time
-_DEFAULT_SHAPES = (("attention", 8), ("decoder", 16))  # of others a job costs about what the nearest does
+# Of others a job costs about what the nearest does.
+_DEFAULT_SHAPES = (("attention", 8), ("decoder", 16), ("decoder+merger+vision", 8))
 _log = structlog.get_logger(__name__)
 
 
@@ -96,7 +97,7 @@ class Calibrations:
             model_digest=self._digests[model],
             device=self._device.kind,
             threads=self._settings.threads,
-            cache_bytes=self._settings.cache_bytes,
+            cache_bytes=self._settings.cache_bytes // self._settings.ranks,
         )
 
     def _path(self, key: str) -> Path:

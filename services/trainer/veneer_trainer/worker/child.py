@@ -6,6 +6,8 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from veneer_rpc import logs
@@ -17,8 +19,10 @@ from veneer_trainer.worker.loop.link import Link
 from veneer_trainer.worker.messages import ExportTask, Measure, Measured, Task
 
 
-def main(connection: socket.socket, log_level: str) -> NoReturn:
+def main(connections: Sequence[socket.socket], log_level: str, folder: Path, device: str) -> NoReturn:
     """Does the work that comes first over the connection, and ends the process.
+
+    Several connections are those of as many ranks: then this process watches over them.
 
     It leads a session of its own, so that a signal to the worker's process group does not end it before it has written
     its checkpoint; it ends when the worker does, as `Link` hears.
@@ -26,7 +30,11 @@ def main(connection: socket.socket, log_level: str) -> NoReturn:
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the worker decides
     logs.configure(log_level, "json")  # type: ignore[arg-type]  # the worker's own setting
-    link = Link(connection)
+    if len(connections) > 1:
+        from veneer_trainer.worker.rank_group import run_ranks  # torchrun's agent, which one rank does without
+
+        run_ranks(connections, folder, device)
+    link = Link(connections[0])
     try:
         match link.task:
             case Measure():

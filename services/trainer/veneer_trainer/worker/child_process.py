@@ -9,8 +9,10 @@ import os
 import signal
 import socket
 from asyncio import StreamReader, StreamWriter
+from collections.abc import Sequence
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
+from pathlib import Path
 
 from veneer_trainer.worker.messages import ExportTask, Measure, Task, ToChild, ToParent, frame, read_from_child
 
@@ -31,52 +33,66 @@ def get_ready(threads: int) -> None:
 class ChildProcess:
     """A running child; `start` makes one."""
 
-    def __init__(self, process: ForkServerProcess, reader: StreamReader, writer: StreamWriter) -> None:
+    def __init__(self, process: ForkServerProcess, lines: Sequence[tuple[StreamReader, StreamWriter]]) -> None:
         self._process = process
-        self._reader = reader
-        self._writer = writer
+        self._lines = lines
         self._over = asyncio.Event()
         asyncio.get_running_loop().add_reader(process.sentinel, self._over.set)
 
     @classmethod
-    async def start(cls, task: Task | Measure | ExportTask, log_level: str) -> ChildProcess:
-        """Starts a child on a task; it ends when this process does."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = _FORKS.Process(target=_child, args=(theirs, log_level))
+    async def start(cls, task: Task | Measure | ExportTask, log_level: str, ranks: int = 1) -> ChildProcess:
+        """Starts a child on a task; it ends when this process does.
+
+        Args:
+            task: what it is for.
+            log_level: of its log.
+            ranks: processes that train together; several are its own children.
+        """
+        folder, device = (task.folder, task.device) if isinstance(task, Task) else ("", "")
+        pairs = [socket.socketpair() for _ in range(ranks)]
+        with contextlib.ExitStack() as stack:
+            theirs = [stack.enter_context(there) for _, there in pairs]
+            process = _FORKS.Process(target=_child, args=(theirs, log_level, folder, device))
             await asyncio.to_thread(process.start)  # waits for the imports
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
-        child = cls(process, reader, writer)
+        child = cls(process, [await asyncio.open_unix_connection(sock=ours) for ours, _ in pairs])
         child.send(task)
         return child
 
     def send(self, message: ToChild) -> None:
-        """Sends a message; one to a child that has ended is lost."""
-        if not self._writer.is_closing():
-            self._writer.write(frame(message))
+        """Sends a message, to each of its ranks; one to a child that has ended is lost."""
+        for _, writer in self._lines:
+            if not writer.is_closing():
+                writer.write(frame(message))
 
-    async def receive(self) -> ToParent | None:
-        """Returns its next message; None when it has ended."""
-        return await read_from_child(self._reader)
+    @property
+    def ranks(self) -> int:
+        """How many there are."""
+        return len(self._lines)
+
+    async def receive(self, rank: int = 0) -> ToParent | None:
+        """Returns a rank's next message; None when it has ended."""
+        return await read_from_child(self._lines[rank][0])
 
     def kill(self) -> None:
-        """Ends it at once."""
+        """Ends it at once, its ranks too."""
         # Not by `Process.kill`, which spares a child whose server has died.
-        if not self._writer.is_closing() and self._process.pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._process.pid, signal.SIGKILL)
+        if not self._lines[0][1].is_closing() and self._process.pid is not None:
+            for kill in (os.killpg, os.kill):  # it may not lead a group yet
+                with contextlib.suppress(ProcessLookupError):
+                    kill(self._process.pid, signal.SIGKILL)
 
     async def ended(self) -> int:
         """Waits for its end and returns its exit status, negative for a signal."""
         await self._over.wait()
         asyncio.get_running_loop().remove_reader(self._process.sentinel)
-        self._writer.close()
-        with contextlib.suppress(ConnectionError):
-            await self._writer.wait_closed()
+        for _, writer in self._lines:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
         return self._process.exitcode or 0
 
 
-def _child(connection: socket.socket, log_level: str) -> None:
+def _child(connections: Sequence[socket.socket], log_level: str, folder: str, device: str) -> None:
     from veneer_trainer.worker.child import main  # it takes torch along, which this process does without
 
-    main(connection, log_level)
+    main(connections, log_level, Path(folder), device)

@@ -14,10 +14,12 @@ class Crew:
 
     Args:
         log_level: of the process.
+        ranks: processes that it is made of; several train one job alone.
     """
 
-    def __init__(self, log_level: str) -> None:
+    def __init__(self, log_level: str, ranks: int = 1) -> None:
         self._log_level = log_level
+        self._ranks = ranks
         self._child: ChildProcess | None = None
         self._hearing: asyncio.Task[None] | None = None
         self._seats: dict[str, Seat] = {}
@@ -28,7 +30,7 @@ class Crew:
         async with self._coming:
             seat = Seat(self, task.folder)
             if self._child is None:
-                self._child = await ChildProcess.start(task, self._log_level)
+                self._child = await ChildProcess.start(task, self._log_level, self._ranks)
                 self._hearing = asyncio.create_task(self._hear(self._child))
             else:
                 self._child.send(task)
@@ -52,9 +54,7 @@ class Crew:
             await asyncio.wait([self._hearing])  # which goes on to its end where the waiting is cut short
 
     async def _hear(self, child: ChildProcess) -> None:
-        while (message := await child.receive()) is not None:
-            if isinstance(message, Told) and message.folder in self._seats:
-                self._seats[message.folder].heard.put_nowait(message.message)
+        await asyncio.gather(*(self._hear_rank(child, rank) for rank in range(child.ranks)))
         status = await child.ended()
         if self._child is not child:
             return
@@ -62,6 +62,11 @@ class Crew:
         for seat in self._seats.values():
             seat.status = status
             seat.heard.put_nowait(None)
+
+    async def _hear_rank(self, child: ChildProcess, rank: int) -> None:
+        while (message := await child.receive(rank)) is not None:
+            if isinstance(message, Told) and message.folder in self._seats:
+                self._seats[message.folder].heard.put_nowait(message.message)
 
 
 class Seat:

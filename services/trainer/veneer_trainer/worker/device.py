@@ -17,7 +17,7 @@ _ASK_S = 120.0
 _QUESTION = """
 import json, torch
 found = torch.cuda.is_available() and torch.cuda.get_device_properties(0)
-print(json.dumps([found.name, found.total_memory] if found else None))
+print(json.dumps([found.name, found.total_memory, torch.cuda.device_count()] if found else None))
 """
 
 
@@ -32,7 +32,7 @@ class Device:
     Attributes:
         kind: "cpu" or "cuda", as torch names them.
         worker_class: of workers that take the same time for the same work.
-        memory_bytes: that training has on it.
+        memory_bytes: that training has on it, each rank for itself.
     """
 
     kind: str
@@ -40,15 +40,16 @@ class Device:
     memory_bytes: int
 
 
-def find(wanted: str, threads: int) -> Device:
+def find(wanted: str, threads: int, ranks: int = 1) -> Device:
     """Returns the device to train on.
 
     Args:
         wanted: "cpu", "cuda", or "auto" for an accelerator where there is one.
-        threads: that training computes with on the CPU.
+        threads: that training computes with on the CPU, in each rank.
+        ranks: processes that train together, each with an accelerator of its own.
 
     Raises:
-        DeviceError: "cuda" was asked for, and torch has none; or a driver does not answer.
+        DeviceError: "cuda" was asked for, and torch has none; there are fewer than ranks; or a driver does not answer.
     """
     if wanted == "cuda" or (wanted == "auto" and any(Path(driver).exists() for driver in _DRIVERS)):
         # In a process of its own: this one does without torch, and children are forked from one that has no context.
@@ -61,8 +62,15 @@ def find(wanted: str, threads: int) -> Device:
             raise DeviceError(text) from error
         found = json.loads(answer.stdout) if answer.returncode == 0 else None
         if found is not None:
-            name, total_bytes = found
-            return Device("cuda", "cuda-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"), total_bytes)
+            name, total_bytes, count = found
+            if ranks > count:
+                raise DeviceError(f"ranks: each takes a GPU of its own; {ranks} were asked for, torch finds {count}")
+            kind = "cuda-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+            return Device("cuda", kind + _several(ranks), total_bytes)
         if wanted == "cuda":
             raise DeviceError(f"device: torch finds no CUDA device here; {answer.stderr.strip() or 'it says no more'}")
-    return Device("cpu", f"cpu-{threads}x", memory_bytes())
+    return Device("cpu", f"cpu-{threads}x{_several(ranks)}", memory_bytes() // ranks)
+
+
+def _several(ranks: int) -> str:
+    return f"-{ranks}-ranks" if ranks > 1 else ""

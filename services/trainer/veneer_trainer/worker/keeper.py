@@ -156,10 +156,11 @@ class Keeper:
             device=device.kind,
             worker_class=device.worker_class,
             dtypes=[model_pb2.DTYPE_FLOAT32, model_pb2.DTYPE_BFLOAT16],
-            memory_bytes=min(device.memory_bytes, settings.memory_bytes or sys.maxsize),
+            memory_bytes=min(device.memory_bytes, settings.memory_bytes // settings.ranks or sys.maxsize),
             models=[_pb.HeldModel(model=str(name), digest=digest) for name, digest in sorted(self._digests.items())],
             code_version=code_version(),
             calibrations=self._calibrations.known,
+            ranks=settings.ranks,
         )
         request = _pb.AcquireLeaseRequest(worker=info, kinds=settings.work_kinds)
         if beside:
@@ -184,10 +185,10 @@ class Keeper:
         self, service: worker_service_pb2_grpc.WorkerServiceAsyncStub, lease: _pb.Lease
     ) -> None:
         """Does the work, and beside a job that may share its passes those that come to share them."""
-        crew = Crew(self._settings.log_level)
+        crew = Crew(self._settings.log_level, self._settings.ranks)
         doing = {asyncio.create_task(self._do(service, lease, crew)): lease}
         going = asyncio.ensure_future(self._draining.wait())
-        shares = lease.training_job.spec.co_train == training_job_pb2.CO_TRAIN_ALLOWED
+        shares = lease.training_job.spec.co_train == training_job_pb2.CO_TRAIN_ALLOWED and self._settings.ranks == 1
         try:
             while doing:
                 if shares and len(doing) < self._settings.co_train_jobs and not going.done():

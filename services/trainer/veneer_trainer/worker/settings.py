@@ -35,7 +35,10 @@ class WorkerSettings(Settings):
     device: Literal["auto", "cpu", "cuda"] = setting(
         "What training computes on; auto for an accelerator where torch finds one.", "auto"
     )
-    threads: int = setting("Threads that training computes with.", 1, 1, 1024)
+    threads: int = setting("Threads that training computes with, in each rank.", 1, 1, 1024)
+    ranks: int = setting(
+        "Processes that train a job together, started by torchrun; with cuda each has a GPU of its own.", 1, 1, 64
+    )
     kinds: str = setting("Kinds of work to take, separated by commas.", "training,evaluation,export")
     export_prompts: int = setting("Prompts that an export is checked on.", 100, 1, 10_000)
     cache_bytes: int = setting("Most memory for rows, and again for features of pictures.", 2 << 30, 0)

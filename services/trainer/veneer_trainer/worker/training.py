@@ -123,9 +123,9 @@ class TrainingWork:
             device=self._device.kind,
             threads=settings.threads,
             tenant=self._lease.tenant,
-            cache_bytes=settings.cache_bytes,
+            cache_bytes=settings.cache_bytes // settings.ranks,
             feature_folder=str(settings.data / "features"),
-            feature_disk_bytes=settings.feature_disk_bytes,
+            feature_disk_bytes=settings.feature_disk_bytes // settings.ranks,
             dataset_patience_s=settings.dataset_patience_s,
         )
 
@@ -289,8 +289,9 @@ class TrainingWork:
 
 
 def _death(status: int, step: int) -> str:
-    if status >= 0:
+    number = -status if status < 0 else status - 128  # where a rank died, as a shell says it
+    if number <= 0:
         return f"the training process ended with status {status} after step {step}"
-    name = signal.Signals(-status).name
-    hint = ": it was killed, perhaps because memory ran out" if -status == signal.SIGKILL else ""
+    name = signal.Signals(number).name
+    hint = ": it was killed, perhaps because memory ran out" if number == signal.SIGKILL else ""
     return f"the training process ended by {name} after step {step}{hint}"

@@ -13,7 +13,9 @@ from veneer_processing import ProcessingContract, Processor
 from veneer_trainer.worker.loop.dataset import Dataset
 from veneer_trainer.worker.loop.feature_files import FeatureFiles, depends_on
 from veneer_trainer.worker.loop.features import FrozenFeatures
+from veneer_trainer.worker.loop.gauges import give_back_memory
 from veneer_trainer.worker.loop.plan import Plan
+from veneer_trainer.worker.loop.ranks import ALONE, Ranks
 from veneer_trainer.worker.loop.rows import LengthRule, Split
 from veneer_trainer.worker.messages import Task
 from veneer_trainer.worker.refusal import Refused
@@ -26,9 +28,11 @@ class Common:
 
     Args:
         task: the first job's.
+        ranks: who trains them together.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, ranks: Ranks = ALONE) -> None:
+        self.ranks = ranks
         self._task = task
         self._model: VisionLanguageModel | None = None
         self._features: FrozenFeatures | None = None
@@ -43,6 +47,7 @@ class Common:
         """
         if self._model is None:
             self._model = load(Path(self._task.model_directory), dtype, self._task.device)
+            give_back_memory()  # a thread's own heap, that of loading, is nothing to the thread that takes steps
         if self._model.dtype is not dtype:
             text = f"the jobs that are trained here are in {self._model.dtype}, this one goes on in {dtype}"
             raise Refused("DTYPE_DIFFERS", text, transient=True)
@@ -55,7 +60,10 @@ class Common:
         if self._features is None:
             task, model = self._task, self.model(plan.dtype)
             about = depends_on(model.visual, task.tenant, contract.digest, plan.numerics(task.threads))
-            files = FeatureFiles(Path(task.feature_folder), task.feature_disk_bytes)
+            folder = Path(task.feature_folder)  # which one process uses at a time
+            files = FeatureFiles(
+                folder if self.ranks.leads else folder / f"rank-{self.ranks.rank}", task.feature_disk_bytes
+            )
             self._features = FrozenFeatures(model, task.cache_bytes, files, about)
         return self._features
 

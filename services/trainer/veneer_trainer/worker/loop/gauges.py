@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 import time
@@ -104,9 +105,16 @@ def peak_memory_bytes(device: str) -> int:
     return int(line.split()[1]) * 1024
 
 
+def give_back_memory() -> None:
+    """Has the allocator give back what was freed, where it can (https://man7.org/linux/man-pages/man3/malloc_trim.3.html)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def reset_peak_memory(device: str) -> None:
     """Makes the peak what is taken now, where the system can (https://man7.org/linux/man-pages/man5/proc.5.html)."""
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
     elif _CLEAR_REFS.exists():
+        give_back_memory()  # what was freed is not taken
         _CLEAR_REFS.write_text("5", "ascii")

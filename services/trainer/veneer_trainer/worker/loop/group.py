@@ -14,18 +14,22 @@ from veneer_trainer.worker.failures import failure_of
 from veneer_trainer.worker.loop.common import Common
 from veneer_trainer.worker.loop.learner import Turn, learn_together
 from veneer_trainer.worker.loop.link import JobLink, Link
+from veneer_trainer.worker.loop.ranks import ALONE, Ranks
 from veneer_trainer.worker.loop.run import train
 from veneer_trainer.worker.messages import Shared, Task
 
 _log = structlog.get_logger(__name__)
 
 
-def train_together(link: Link) -> None:
-    """Trains the jobs that come over the link, from step to step those that are ready, until the worker ends us."""
+def train_together(link: Link, ranks: Ranks = ALONE) -> None:
+    """Trains the jobs that come over the link, from step to step those that are ready, until the worker ends us.
+
+    Several ranks train one job.
+    """
     if isinstance(link.task, Task):
         torch.set_num_threads(link.task.threads)
     ready: SimpleQueue[_Run] = SimpleQueue()
-    threading.Thread(target=_prepare, args=(link, ready), name="jobs", daemon=True).start()
+    threading.Thread(target=_prepare, args=(link, ready, ranks), name="jobs", daemon=True).start()
     runs: list[_Run] = []
     while True:
         while not runs or not ready.empty():
@@ -77,12 +81,12 @@ class _Run:
             self._link.send(Shared(sorted(self._shared)))
 
 
-def _prepare(link: Link, ready: SimpleQueue[_Run]) -> None:
+def _prepare(link: Link, ready: SimpleQueue[_Run], ranks: Ranks) -> None:
     """Brings jobs to their first step, one after another, while others train."""
     common: Common | None = None
     while True:
         job = link.jobs.get()
-        common = common or Common(job.task)
+        common = common or Common(job.task, ranks)
         ready.put(_Run(job, common))
 
 

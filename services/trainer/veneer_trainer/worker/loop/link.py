@@ -10,6 +10,7 @@ from queue import SimpleQueue
 from veneer_trainer.worker.messages import (
     Delegation,
     ExportTask,
+    Failed,
     Leave,
     Measure,
     OfJob,
@@ -25,19 +26,24 @@ from veneer_trainer.worker.messages import (
 class Link:
     """Speaks to the worker; a thread listens. When the worker has ended, so does this process.
 
+    Args:
+        connection: to the worker.
+        leads: whether this process tells how jobs go on; one of several ranks that does not says only why it cannot.
+
     Attributes:
         task: what the worker started this process for.
         jobs: to train, the first of `task`, as they come.
         delegation: the newest credential.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, *, leads: bool = True) -> None:
         task = read_from_parent(connection)
         if not isinstance(task, Task | Measure | ExportTask):
             raise ConnectionError("the worker ended before it gave a task")
         self.task: Task | Measure | ExportTask = task
         self.jobs: SimpleQueue[JobLink] = SimpleQueue()
         self.delegation = "" if isinstance(task, Measure) else task.delegation
+        self.leads = leads
         self._connection = connection
         self._sending = threading.Lock()  # jobs that get ready do so in threads of their own
         self._known: dict[str, JobLink] = {}
@@ -91,5 +97,6 @@ class JobLink:
         return self._link.delegation
 
     def send(self, message: OfJob) -> None:
-        """Sends a message."""
-        self._link.send(Told(self.task.folder, message))
+        """Sends a message, if it is this process that has to."""
+        if self._link.leads or isinstance(message, Failed):
+            self._link.send(Told(self.task.folder, message))

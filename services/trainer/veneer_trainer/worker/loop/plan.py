@@ -27,7 +27,7 @@ class Plan:
 
     Attributes:
         spec: as it was sent, every default filled in.
-        rows_per_step: batch size times accumulation times ranks.
+        rows_per_step: batch size times accumulation, however many ranks share them.
         adapter: of the adapter to train.
         target_modules: whole names of the adapted linears, sorted.
         trains_tower: whether features of pictures change with the adapter.
@@ -44,8 +44,8 @@ class Plan:
     device: str = "cpu"
 
     @classmethod
-    def of(cls, spec: training_job_pb2.TrainingSpec, config: ModelConfig, ranks: int = 1, device: str = "cpu") -> Plan:
-        """Reads a spec for a base, for so many processes that train together, each on such a device.
+    def of(cls, spec: training_job_pb2.TrainingSpec, config: ModelConfig, device: str = "cpu") -> Plan:
+        """Reads a spec for a base and a device.
 
         Raises:
             Refused: it asks for what this worker does not do.
@@ -66,7 +66,7 @@ class Plan:
         )
         return cls(
             spec,
-            spec.batch_size * spec.gradient_accumulation * ranks,
+            spec.batch_size * spec.gradient_accumulation,
             adapter,
             names,
             any(name.startswith(TOWER) for name in names),

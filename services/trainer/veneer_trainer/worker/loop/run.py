@@ -49,7 +49,7 @@ def train(link: JobLink, common: Common) -> Generator[Turn, Exception | None]:
     """
     task = link.task
     job = training_job_pb2.TrainingJob.FromString(task.job)
-    spec, folder = sealed(job), Path(task.folder)
+    spec, folder, ranks = sealed(job), Path(task.folder), common.ranks
 
     config = ModelConfig.from_directory(Path(task.model_directory))
     plan = Plan.of(spec, config, device=task.device)
@@ -81,8 +81,8 @@ def train(link: JobLink, common: Common) -> Generator[Turn, Exception | None]:
         figures = state.figures
     elif task.initial_folder:
         state.start_from(Path(task.initial_folder), config)
-    batches = Batches(processor, plan, features.known if features else lambda sha256: None)
-    learner, gauges = Learner(model, state, plan, features), Gauges(plan.device)
+    batches = Batches(processor, plan, features.known if features else lambda sha256: None, ranks)
+    learner, gauges = Learner(model, state, plan, features, ranks), Gauges(plan.device)
     interval = spec.checkpoint_interval_steps or job.resolved.checkpoint_interval_steps
     every = spec.validation_interval_steps or (per_epoch if spec.HasField("early_stopping") else 0)
     is_resolved = job.HasField("resolved")
@@ -95,6 +95,8 @@ def train(link: JobLink, common: Common) -> Generator[Turn, Exception | None]:
         link.send(Progressed(progress.SerializeToString()))
 
     def checkpoint() -> None:
+        if not ranks.leads:
+            return
         made = folder / f"checkpoint-{figures.step}"
         state.save(made)
         failpoint("checkpoint.made")
@@ -133,27 +135,31 @@ def train(link: JobLink, common: Common) -> Generator[Turn, Exception | None]:
                 resolved = _resolved(
                     plan, processor.contract, split, total_steps, interval, state.adapter, task.threads
                 )
+                resolved.numerics["ranks"] = str(ranks.size)
                 resolved.activation_checkpointing = model.language_model.recompute
                 link.send(Resolved(resolved.SerializeToString()))
             if every and figures.step % every == 0:
                 over = validate()
+            over, stopping = ranks.agreed(over, link.stopping.is_set())
             if now_s - told_s >= _TOLD_S or figures.step == total_steps or over:
                 told_s = now_s
                 tell()
             if over or figures.step == total_steps:
                 break
             due = figures.step % interval == 0 or now_s - stored_s > 2 * _CHECKPOINT_S
-            if link.stopping.is_set() or due:
+            if stopping or due:
                 if figures.step > stored_step:
                     checkpoint()
                 stored_step, stored_s = figures.step, time.monotonic()
-            if link.stopping.is_set():
+            if stopping:
                 tell()
                 link.send(Stopped())
                 return
     validate()
     if spec.HasField("early_stopping"):
         state.take_best()
+    if not ranks.leads:
+        return
     final = gauges.progress(figures, total_steps, figures.step / per_epoch, rate)
     digest = write_adapter(state.adapter, processor.contract, folder / "adapter")
     failpoint("adapter.written")
