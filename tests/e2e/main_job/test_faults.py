@@ -21,9 +21,9 @@ pytestmark = pytest.mark.timeout(400)  # the machine may be busy
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """A cluster whose leases run out sooner."""
-    with running(VENEER_TRAINER_LEASE_S="8", VENEER_TRAINER_HEARTBEAT_S="2") as made:
+def cluster(byte_base: Path) -> Iterator[Any]:
+    """A cluster whose leases run out sooner, on a base that processes have in a moment when they start again."""
+    with running("--base", byte_base, VENEER_TRAINER_LEASE_S="8", VENEER_TRAINER_HEARTBEAT_S="2") as made:
         yield made
 
 

@@ -290,8 +290,9 @@ class TrainingWork:
 
 def _death(status: int, step: int) -> str:
     number = -status if status < 0 else status - 128  # where a rank died, as a shell says it
-    if number <= 0:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:  # 255 where what it was forked from has died with it
         return f"the training process ended with status {status} after step {step}"
-    name = signal.Signals(number).name
     hint = ": it was killed, perhaps because memory ran out" if number == signal.SIGKILL else ""
     return f"the training process ended by {name} after step {step}{hint}"
