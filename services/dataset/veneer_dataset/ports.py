@@ -69,11 +69,7 @@ class PackedRows(Protocol):
         """
 
     def some_rows(self, positions: NDArray[np.int64]) -> Sequence["PackedRow"]:
-        """Returns the first of these rows, one at least, with the places of their pictures.
-
-        Raises:
-            DataLoss: a picture is gone.
-        """
+        """Returns the first of these rows, one at least, with the places of their pictures."""
 
     def close(self) -> None:
         """Lets go of what the rows are read from."""

@@ -31,22 +31,23 @@ _ROLES = {
     )
 }
 _UNSUPERVISED = bytes([3 << 3, 1])  # Message.unsupervised
-_HOLE_BYTES = 70  # Message.parts, Part.picture and Picture.blob, two bytes before each, and a digest in hex
+_HOLE = bytes([2 << 3 | 2, 68, 2 << 3 | 2, 66, 2 << 3 | 2, 64])  # Message.parts, Part.picture, Picture.blob
+_HOLE_BYTES = len(_HOLE) + 64  # a digest in hex follows
 
 
 def encoded(digest: bytes, row: dict[str, Any]) -> tuple[bytes, list[PictureHole]]:
     """A row as an Example without its index, pictures by digest; and where in it the pictures are."""
-    body = bytearray(b"".join(_field(2, [digest.hex().encode()])))
+    body = bytearray(_sized(2, digest.hex().encode()))
     holes: list[PictureHole] = []
     for message in row["messages"]:
         said = bytearray(_ROLES[message["role"]])
         ats: list[tuple[str, int]] = []
         for part in message["content"]:
             if part["type"] == "text":
-                said += b"".join(_field(2, _field(1, [part["text"].encode()])))  # Part.text
+                said += _sized(2, _sized(1, part["text"].encode()))  # Part.text
             else:
                 ats.append((part["digest"], len(said)))
-                said += b"".join(_field(2, _field(2, _field(2, [part["digest"].encode()]))))
+                said += _HOLE + part["digest"].encode()
         if "weight" in message:
             said += _UNSUPERVISED
         message_at = len(body)
@@ -58,7 +59,7 @@ def encoded(digest: bytes, row: dict[str, Any]) -> tuple[bytes, list[PictureHole
 
 def head(index: int, body: bytes) -> bytes:
     """What stands before a row's bytes in a message of several."""
-    (number,) = _indexes(index, 1)
+    number = b"".join(_number(1, index))
     return _head(3, len(number) + len(body)) + number
 
 
@@ -150,6 +151,11 @@ def _span(data: bytes, at: int) -> tuple[int, int]:
         shift += 7
         if data[at] < 0x80:
             return at + 1, at + 1 + size_bytes
+
+
+def _sized(number: int, content: bytes) -> bytes:
+    """As _field, of bytes that are in one and few."""
+    return _head(number, len(content)) + content
 
 
 def _field(number: int, pieces: Sequence[bytes | memoryview]) -> _Pieces:

@@ -4,17 +4,17 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from veneer_dataset.domain.blobs import Blob, Blobs
-from veneer_dataset.domain.packed import PackedRow, PictureHole, RowSources, deleted
+from veneer_dataset.domain.packed import PackedPicture, PackedRow, PictureHole, RowSources, deleted
 from veneer_dataset.domain.tokens import Counting
 from veneer_dataset.domain.versions import StoredVersion
 from veneer_dataset.ports import PackedRows, PictureResizer, VersionStore
-from veneer_digests import epoch_order
+from veneer_digests import epoch_order_of_packed
 from veneer_rpc.errors import DataLoss, NotFound, OutOfRange, Unavailable
 
 _ROWS_AT_ONCE = 8192
@@ -73,21 +73,6 @@ class Piece(NamedTuple):
     contents: Sequence[Sequence[tuple[PictureHole, Content]]]
 
 
-class _Digests(Sequence[str]):
-    """Digests in hex out of packed ones; a million of them as texts would take a hundred megabytes."""
-
-    def __init__(self, packed: bytes) -> None:
-        self._packed = packed
-
-    def __len__(self) -> int:
-        return len(self._packed) // 32
-
-    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401  # an overload that nobody here needs
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return self._packed[32 * index : 32 * index + 32].hex()
-
-
 class Examples:
     """Reads examples; safe to use from several threads."""
 
@@ -120,8 +105,8 @@ class Examples:
         try:
             order = np.arange(start, start + count)
             if wanted.shuffle is not None:
-                digests = _Digests(rows.digests(start, count))
-                order = order[epoch_order(wanted.shuffle.seed, wanted.shuffle.epoch, digests)]
+                digests = rows.digests(start, count)
+                order = order[epoch_order_of_packed(wanted.shuffle.seed, wanted.shuffle.epoch, digests)]
             look_s = time.monotonic() + _LOOKS_EVERY_S
             for piece in self._pieces(tenant, rows, order[:end], wanted):
                 if time.monotonic() > look_s:
@@ -174,16 +159,19 @@ class Examples:
         """Pictures of each row; those as uploaded are read when it is their turn."""
         if wanted.counting is None:
             for row in rows:
-                yield [
-                    self._blobs.whole(Blob(tenant, each.hole.digest, each.size_bytes, each.location))
-                    for each in row.pictures
-                ]
+                yield [self._file(tenant, each) for each in row.pictures]
             return
         digests = [each.hole.digest for row in rows for each in row.pictures]
         pixels, contract_digest = wanted.counting.processor.pixels, wanted.counting.contract_digest
         resized = iter(self._resizer.resized(tenant, digests, pixels, contract_digest))
         for row in rows:
             yield [next(resized) for _ in row.pictures]
+
+    def _file(self, tenant: str, picture: PackedPicture) -> bytes:
+        digest = picture.hole.digest
+        if not picture.location:
+            raise DataLoss("BLOB_LOST", f"blob {digest} is gone, though the version names it")
+        return self._blobs.whole(Blob(tenant, digest, picture.size_bytes, picture.location))
 
 
 def _size_bytes(content: Content) -> int:

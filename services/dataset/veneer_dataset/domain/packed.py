@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from veneer_dataset.domain.blobs import Blob, Blobs
 from veneer_dataset.domain.versions import StoredVersion
 from veneer_dataset.ports import PackedRows, Packs, VersionStore
-from veneer_rpc.errors import DataLoss, NotFound
+from veneer_rpc.errors import NotFound
 
 _ROWS_AT_ONCE = 256
 _FEW = 16  # one of so many rows is read without a pack, where there is none yet
@@ -32,7 +32,7 @@ class PictureHole(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class PackedPicture(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """A picture of a row, where it stands there, and its blob."""
+    """A picture of a row, where it stands there, and its blob; no `location` where the blob is gone."""
 
     hole: PictureHole
     size_bytes: int
@@ -106,10 +106,8 @@ class StoredRows:
         rows = list(self._encoded(positions))
         named = {hole.digest for _, _, holes in rows for hole in holes}
         blobs = self._blobs.known(self._tenant, list(named))
-        if gone := named - blobs.keys():
-            raise DataLoss("BLOB_LOST", f"blob {min(gone)} is gone, though the version names it")
         return [
-            (digest, PackedRow(body, [_packed(hole, blobs[hole.digest]) for hole in holes]))
+            (digest, PackedRow(body, [_packed(hole, blobs.get(hole.digest)) for hole in holes]))
             for digest, body, holes in rows
         ]
 
@@ -174,5 +172,5 @@ def _all(rows: StoredRows, row_count: int) -> Iterator[Sequence[NewRow]]:
         at += len(some)
 
 
-def _packed(hole: PictureHole, blob: Blob) -> PackedPicture:
-    return PackedPicture(hole, blob.size_bytes, blob.location)
+def _packed(hole: PictureHole, blob: Blob | None) -> PackedPicture:
+    return PackedPicture(hole, blob.size_bytes, blob.location) if blob else PackedPicture(hole, 0, "")
