@@ -1,7 +1,9 @@
 """Rows as they are read: in every order and form, one a message and several, whatever became of their pack."""
 
+import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import grpc
@@ -200,13 +202,27 @@ def test_the_same_rows_whatever_became_of_the_pack(start_service: StartService, 
     service = start_service(tmp_path)
     assert read(service.stub()) == expected
     assert pack.read_bytes() == sound
+    blobs, away = service.data / "blobs", service.data / "away"
+    blobs.rename(away)
+    with pytest.raises(grpc.RpcError) as error:
+        read(service.stub())
+    assert error.value.code() is grpc.StatusCode.DATA_LOSS
+    assert not pack.exists()  # for the places that it names may be those of another time
+    away.rename(blobs)
+    assert read(service.stub()) == expected
     service.process.terminate()
     service.process.wait(30)
     service = start_service(tmp_path, "--pack-cache-bytes", "1000")
     assert read(service.stub()) == expected
     assert not list((service.data / "packs").iterdir())
-    for blob in (service.data / "blobs").rglob("*-*"):
-        blob.unlink()
-    with pytest.raises(grpc.RpcError) as error:
-        read(service.stub())
+    service.process.terminate()
+    service.process.wait(30)
+    with closing(sqlite3.connect(service.data / "metadata.sqlite")) as database, database:
+        database.execute("DELETE FROM blobs")
+    stub = start_service(tmp_path).stub()
+    by_digest = pb.ReadExamplesRequest(dataset_version=version.name, split="train")
+    assert whole(stub.ReadExamples(by_digest)) == expected[0]
+    by_digest.picture_form = pb.PICTURE_FORM_ORIGINAL
+    with pytest.raises(grpc.RpcError, match="is gone, though the version names it") as error:
+        list(stub.ReadExamples(by_digest))
     assert error.value.code() is grpc.StatusCode.DATA_LOSS

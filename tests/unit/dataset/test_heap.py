@@ -6,11 +6,10 @@ import sys
 import pytest
 
 PROGRAM = """
-import resource, sys
+import resource
 from veneer_dataset.adapters.heap import keep_freed_memory
 
-if sys.argv[1] == "keeping":
-    keep_freed_memory()
+keep_freed_memory()
 for _ in range(3):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(100):
@@ -22,8 +21,5 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
 def test_a_mib_that_was_freed_is_not_asked_for_again() -> None:
-    faults = {
-        way: int(subprocess.run([sys.executable, "-c", PROGRAM, way], check=True, capture_output=True).stdout)
-        for way in ("keeping", "plain")
-    }
-    assert faults["keeping"] < 300 < 3_000 < faults["plain"]
+    run = subprocess.run([sys.executable, "-c", PROGRAM], check=True, capture_output=True)
+    assert int(run.stdout) < 300  # without it tens of thousands
