@@ -181,4 +181,4 @@ def _sha256(data: bytes) -> str:
 
 
 if __name__ == "__main__":
-    main(*(int(each) for each in [*sys.argv[1:4], *["2000", "400", "200000"][len(sys.argv) - 1 :]]))
+    main(*(int(each) for each in [*sys.argv[1:4], *["2000", "400", "100000"][len(sys.argv) - 1 :]]))

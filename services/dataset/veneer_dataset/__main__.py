@@ -13,7 +13,6 @@ from obstore.store import from_url
 
 from veneer.dataset.v1.dataset_service_pb2_grpc import add_DatasetServiceServicer_to_server
 from veneer_dataset.adapters.folder_blobs import FolderBlobs
-from veneer_dataset.adapters.heap import keep_freed_memory
 from veneer_dataset.adapters.models import TrainerModels
 from veneer_dataset.adapters.object_blobs import ObjectBlobs
 from veneer_dataset.adapters.packs import PackFolder
@@ -62,7 +61,6 @@ _log = structlog.get_logger(__name__)
 async def serve(settings: DatasetSettings) -> None:
     """Serves until a signal asks to stop."""
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    keep_freed_memory()
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "calls"))
     async with AsyncExitStack() as stack:
         data = settings.data

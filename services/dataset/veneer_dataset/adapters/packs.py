@@ -2,8 +2,8 @@
 
 A file is: its head; the rows in stored order, each its head and then its body; their pictures, in msgpack; where each
 row's head and body begin and the last ends; where each row's pictures begin and the last of them end; the digests of
-all rows. Places are 64 bits, numbers little-endian. The file's head holds a checksum over its name and all that
-follows, which is compared when this process first opens it; later, that nobody has written to it since.
+all rows. Places are 64 bits, numbers little-endian. The file's head holds a checksum over the file's name and all else
+in it, which is compared when this process first opens it; later, that nobody has written to it since.
 """
 
 import os
@@ -29,7 +29,8 @@ from veneer_dataset.domain.packed import NewRow, PackedPicture, PackedRow
 from veneer_rpc.errors import Unavailable
 
 _MAGIC = b"VNRPACK1"  # another format has another number
-_HEAD = struct.Struct("<8sQQI4x")  # magic, rows, bytes of them and their pictures, checksum of all that follows
+_HEAD = struct.Struct("<8sQQI")  # magic, rows, bytes of them and their pictures, checksum
+_SIZES = struct.Struct("<QQ")
 _DIGEST_BYTES = 32
 _BYTES_AT_ONCE = 1024 * 1024
 _WAIT_S = 0.02
@@ -42,18 +43,18 @@ class Pack:
     """PackedRows of an open file, of which it takes over the descriptor. Places are in memory: 24 bytes a row.
 
     Raises:
-        ValueError: the file is cut short, or of another format.
+        ValueError: the file is of another format.
     """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         head = os.pread(descriptor, _HEAD.size, 0)
         magic, rows, data_bytes, self._checksum = _HEAD.unpack(head) if len(head) == _HEAD.size else (b"", 0, 0, 0)
-        self._rows = rows
+        self._rows, self._data_bytes = rows, data_bytes
         self._places_at = _HEAD.size + data_bytes
         self._digests_at = self._places_at + 8 * (2 * rows + 1 + rows + 1)
-        if magic != _MAGIC or os.fstat(descriptor).st_size != self._digests_at + _DIGEST_BYTES * rows:
-            raise ValueError("not a whole pack")
+        if magic != _MAGIC:
+            raise ValueError("not a pack")
         self._rows_at = self._pictures_at = np.empty(0, np.int64)
 
     def check(self, name: str) -> None:
@@ -61,7 +62,7 @@ class Pack:
         checksum, at = zlib.crc32(name.encode()), _HEAD.size
         while piece := os.pread(self._descriptor, _BYTES_AT_ONCE, at):
             checksum, at = zlib.crc32(piece, checksum), at + len(piece)
-        if checksum != self._checksum:
+        if zlib.crc32(_SIZES.pack(self._rows, self._data_bytes), checksum) != self._checksum:
             raise ValueError("the checksum is another")
 
     def load(self) -> Self:
@@ -243,5 +244,6 @@ def _write(file: Path, name: str, rows: Iterator[Sequence[NewRow]], max_bytes: i
         size_bytes = out.tell()
         out.seek(0)
         data_bytes = rows_at[-1] + pictures_at[-1] - _HEAD.size
-        out.write(_HEAD.pack(_MAGIC, len(pictures_at) - 1, data_bytes, checksum))
+        sizes = len(pictures_at) - 1, data_bytes
+        out.write(_HEAD.pack(_MAGIC, *sizes, zlib.crc32(_SIZES.pack(*sizes), checksum)))
     return size_bytes
