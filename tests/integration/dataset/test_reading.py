@@ -210,6 +210,13 @@ def test_the_same_rows_whatever_became_of_the_pack(start_service: StartService, 
     assert not pack.exists()  # for the places that it names may be those of another time
     away.rename(blobs)
     assert read(service.stub()) == expected
+    cut = next(file for file in blobs.rglob("*-*") if file.read_bytes() in pictures.values())
+    file = cut.read_bytes()
+    cut.write_bytes(file[:-1])
+    with pytest.raises(grpc.RpcError, match="lacks 1 bytes") as error:
+        read(service.stub())
+    assert error.value.code() is grpc.StatusCode.DATA_LOSS
+    cut.write_bytes(file)
     service.process.terminate()
     service.process.wait(30)
     service = start_service(tmp_path, "--pack-cache-bytes", "1000")
