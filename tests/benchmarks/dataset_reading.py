@@ -1,15 +1,17 @@
 """ReadExamples of a real service process, against bare gRPC streams of the same rows.
 
-    python tests/benchmarks/dataset_reading.py [ROWS] [PICTURE_SIDE]
+    python tests/benchmarks/dataset_reading.py [ROWS] [PICTURE_SIDE] [ROWS_BY_DIGEST]
 
 Both servers are processes of their own on loopback and are read by the same client, interleaved. The bare one holds
-all messages in memory, serialised. Once with pictures as uploaded, once by digest (many small rows). Rows come one a
-message and batched, each against a bare stream of its very messages; batched also against the bare one of single rows.
+all messages in memory, serialised. Once with pictures as uploaded, once by digest: many small rows, on the same
+pictures. Rows come one a message (by digest the first tenth of them) and batched, by digest also batched in an epoch's
+order; each against a bare stream of its very messages. Ratios are of medians, with the least and greatest of a round.
 """
 
 import asyncio
 import hashlib
 import io
+import itertools
 import json
 import multiprocessing
 import statistics
@@ -35,7 +37,7 @@ _BARE = "/bench.Bare/Read"
 _PIECE_BYTES = 1 << 20
 
 
-def main(count: int, side: int) -> None:
+def main(count: int, side: int, count_by_digest: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         token = add_token(folder / "tokens.json", "bench", ["user"])
@@ -48,28 +50,34 @@ def main(count: int, side: int) -> None:
             address = service.stdout.readline().split()[-1]
             metadata = (("authorization", f"Bearer {token}"),)
             stub = DatasetServiceStub(grpc.insecure_channel(address))
-            version = _pushed(stub, metadata, count, side)
-            for form in (pb.PICTURE_FORM_ORIGINAL, pb.PICTURE_FORM_DIGEST):
-                request = pb.ReadExamplesRequest(dataset_version=version, split="train", picture_form=form)
-                batched = pb.ReadExamplesRequest(batched=True)
-                batched.MergeFrom(request)
-                _compare(
-                    f"{pb.PictureForm.Name(form)}, {count:,} rows",
-                    count,
-                    lambda: stub.ReadExamples(request, metadata=metadata),  # noqa: B023
-                    lambda: stub.ReadExamples(batched, metadata=metadata),  # noqa: B023
-                )
+            stub.CreateDataset(pb.CreateDatasetRequest(dataset_id="bench"), metadata=metadata)
+            pictures = _pictures(count, side)
+            for form, row_count in ((pb.PICTURE_FORM_ORIGINAL, count), (pb.PICTURE_FORM_DIGEST, count_by_digest)):
+                version = _pushed(stub, metadata, pictures, row_count)
+                ways = {"one a message": (row_count, {}), "batched": (row_count, {"batched": True})}
+                if form == pb.PICTURE_FORM_DIGEST:
+                    some = row_count // 10
+                    ways["one a message"] = some, {"limit": some}
+                    ways["batched, shuffled"] = row_count, {"batched": True, "shuffle": pb.Shuffle(seed=1)}
+                reads = {}
+                for way, (read_count, fields) in ways.items():
+                    request = pb.ReadExamplesRequest(
+                        dataset_version=version, split="train", picture_form=form, **fields
+                    )
+                    reads[way] = read_count, partial(stub.ReadExamples, request, metadata=metadata)
+                _compare(f"{pb.PictureForm.Name(form)}, {row_count:,} rows", reads)
         finally:
             service.terminate()
             service.wait(30)
 
 
-def _compare(name: str, count: int, *reads: Callable[[], Iterable[pb.ReadExamplesResponse]]) -> None:
+def _compare(name: str, reads: dict[str, tuple[int, Callable[[], Iterable[pb.ReadExamplesResponse]]]]) -> None:
+    """Prints how each of some ways to read so many rows stands to a bare stream of its messages."""
     spawn = multiprocessing.get_context("spawn")  # a process that forks after gRPC started misbehaves
     streams: list[Callable[[], Iterable[pb.ReadExamplesResponse]]] = []
     processes = []
     sizes_bytes = []
-    for read in reads:
+    for _, read in reads.values():
         messages = [each.SerializeToString() for each in read()]
         sizes_bytes.append((len(messages), sum(map(len, messages))))
         ours, theirs = spawn.Pipe()
@@ -81,21 +89,21 @@ def _compare(name: str, count: int, *reads: Callable[[], Iterable[pb.ReadExample
         )
         streams += [read, partial(bare, b"")]
     runs = [[_seconds(stream()) for stream in streams] for _ in range(RUNS)]
-    single, bare_single, batched, bare_batched = map(statistics.median, zip(*runs, strict=True))
     for process in processes:
         process.terminate()
         process.join()
     print(name)
-    for form, own, peer, (message_count, size_bytes) in (
-        ("one a message", single, bare_single, sizes_bytes[0]),
-        ("batched", batched, bare_batched, sizes_bytes[1]),
-    ):
+    for number, (way, (count, _)) in enumerate(reads.items()):
+        message_count, size_bytes = sizes_bytes[number]
+        owns, peers = ([run[2 * number + side] for run in runs] for side in (0, 1))
+        own, peer = statistics.median(owns), statistics.median(peers)
+        ratios = sorted(its_peer / its_own for its_own, its_peer in zip(owns, peers, strict=True))
         print(
-            f"  {form}: {message_count:,} messages, {size_bytes / 1e6:,.1f} MB; ReadExamples "
+            f"  {way}: {message_count:,} messages, {size_bytes / 1e6:,.1f} MB; ReadExamples "
             f"{size_bytes / own / 1e6:,.0f} MB/s, {count / own:,.0f} rows/s; bare {size_bytes / peer / 1e6:,.0f} MB/s, "
-            f"{count / peer:,.0f} rows/s; ratio {peer / own:.0%}"
+            f"{count / peer:,.0f} rows/s; ratio {peer / own:.0%} ({ratios[0]:.0%} to {ratios[-1]:.0%})",
+            flush=True,
         )
-    print(f"  batched against bare, one a message: {bare_single / batched:.0%}")
 
 
 def _seconds(stream: Iterable[object]) -> float:
@@ -126,7 +134,7 @@ async def _serve_bare(pipe: Connection) -> None:
     await server.wait_for_termination()
 
 
-def _pushed(stub: DatasetServiceStub, metadata: "tuple[tuple[str, str], ...]", count: int, side: int) -> str:
+def _pictures(count: int, side: int) -> dict[str, bytes]:
     rng = np.random.default_rng(0)
     pictures = {}
     for number in range(count):
@@ -134,7 +142,18 @@ def _pushed(stub: DatasetServiceStub, metadata: "tuple[tuple[str, str], ...]", c
         noise = rng.integers(0, 255, (side // 8, side // 8, 3), np.uint8)
         Image.fromarray(noise).resize((side, side), Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
         pictures[f"{number}.jpg"] = out.getvalue()
-    rows = _lines({"image": path, "prompt": "What is it?", "text": f"It is {path}."} for path in pictures)
+    return pictures
+
+
+def _pushed(
+    stub: DatasetServiceStub, metadata: "tuple[tuple[str, str], ...]", pictures: dict[str, bytes], count: int
+) -> str:
+    """Makes a version of so many rows, each with one of the pictures; returns its name."""
+    paths = itertools.islice(itertools.cycle(pictures), count)
+    rows = _lines(
+        {"image": path, "prompt": "What is it?", "text": f"It is {number} and {path}."}
+        for number, path in enumerate(paths)
+    )
     manifest = _lines({"path": path, "digest": _sha256(data)} for path, data in pictures.items())
 
     def pieces() -> Iterator[pb.UploadBlobsRequest]:
@@ -144,7 +163,6 @@ def _pushed(stub: DatasetServiceStub, metadata: "tuple[tuple[str, str], ...]", c
                 yield pb.UploadBlobsRequest(data=blob[start : start + _PIECE_BYTES])
 
     stub.UploadBlobs(pieces(), metadata=metadata)
-    stub.CreateDataset(pb.CreateDatasetRequest(dataset_id="bench"), metadata=metadata)
     request = pb.CreateDatasetVersionRequest(
         parent="datasets/bench",
         row_files=[pb.RowFile(path="train.jsonl", digest=_sha256(rows))],
@@ -163,4 +181,4 @@ def _sha256(data: bytes) -> str:
 
 
 if __name__ == "__main__":
-    main(*(int(each) for each in [*sys.argv[1:3], *["2000", "400"][len(sys.argv) - 1 :]]))
+    main(*(int(each) for each in [*sys.argv[1:4], *["2000", "400", "100000"][len(sys.argv) - 1 :]]))

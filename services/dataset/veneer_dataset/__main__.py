@@ -15,6 +15,7 @@ from veneer.dataset.v1.dataset_service_pb2_grpc import add_DatasetServiceService
 from veneer_dataset.adapters.folder_blobs import FolderBlobs
 from veneer_dataset.adapters.models import TrainerModels
 from veneer_dataset.adapters.object_blobs import ObjectBlobs
+from veneer_dataset.adapters.packs import PackFolder
 from veneer_dataset.adapters.partial_folder import PartialFolder
 from veneer_dataset.adapters.pictures.cache import PixelCache
 from veneer_dataset.adapters.pictures.checker import DecodingChecker
@@ -27,6 +28,7 @@ from veneer_dataset.adapters.sql.facts import SqlFacts
 from veneer_dataset.adapters.sql.requests import SqlRequests
 from veneer_dataset.adapters.sql.versions import SqlVersions
 from veneer_dataset.adapters.work_folder import emptied
+from veneer_dataset.api import example_wire
 from veneer_dataset.api.app import App
 from veneer_dataset.api.servicer import DatasetServicer
 from veneer_dataset.api.works import Works
@@ -34,6 +36,7 @@ from veneer_dataset.authentication import DelegatingAuthenticator
 from veneer_dataset.domain.blobs import Blobs
 from veneer_dataset.domain.examples import Examples
 from veneer_dataset.domain.freezing import Freezer
+from veneer_dataset.domain.packed import RowSources
 from veneer_dataset.ports import BlobStore
 from veneer_dataset.settings import DatasetSettings
 from veneer_rpc import logs
@@ -84,13 +87,15 @@ async def serve(settings: DatasetSettings) -> None:
         works = Works(freezer, settings.versions_at_once, settings.max_versions_waiting)
         stack.callback(works.stop)
         resizer = CachingResizer(blobs, pool, PixelCache(data / "pixels", settings.pixel_cache_bytes))
+        packs = PackFolder(data / "packs", settings.pack_cache_bytes)
+        sources = RowSources(versions, blobs, packs, example_wire)
         key = database.secret("pages", _PAGING_KEY_BYTES)
         app = App(
             datasets=SqlDatasets(database),
             versions=versions,
             blobs=blobs,
             partial=partial_blobs,
-            examples=Examples(versions, blobs, resizer),
+            examples=Examples(versions, blobs, resizer, sources),
             works=works,
             models=await _models(settings, stack),
             requests=SqlRequests(database),
@@ -107,7 +112,7 @@ async def serve(settings: DatasetSettings) -> None:
             {f"{SERVICE}/{method}": ("user", "service") for method in ("PlaceHold", "ReleaseHold")},
         )
         address = await server.start()
-        collecting = asyncio.create_task(_collect(settings, blobs, partial_blobs))
+        collecting = asyncio.create_task(_collect(settings, blobs, partial_blobs, sources))
         stack.push_async_callback(_ended, collecting)
         server.health.set_serving(SERVICE, True)
         print(f"veneer_dataset listening on {address}", flush=True)
@@ -159,13 +164,14 @@ def _read(path: Path) -> bytes:
     return path.read_bytes()
 
 
-async def _collect(settings: DatasetSettings, blobs: Blobs, partial_blobs: PartialFolder) -> None:
+async def _collect(settings: DatasetSettings, blobs: Blobs, partial_blobs: PartialFolder, sources: RowSources) -> None:
     """Collects what nobody names, again and again; a failure is logged and the next round tries anew."""
     while True:
         await asyncio.sleep(settings.collect_every_s)
         try:
             count = await asyncio.to_thread(blobs.collect, settings.grace_of_blobs_s)
             await asyncio.to_thread(partial_blobs.remove_older_than, settings.grace_of_blobs_s)
+            await asyncio.to_thread(sources.collect)
             _log.info("collected", blobs=count)
         except Exception:
             _log.exception("collecting failed")

@@ -3,7 +3,7 @@
 All of it is synchronous and safe to call from several threads.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from veneer_dataset.domain.datasets import Dataset
     from veneer_dataset.domain.findings import Finding, Severity
     from veneer_dataset.domain.making import Made
+    from veneer_dataset.domain.packed import NewRow, PackedRow
     from veneer_dataset.domain.pictures import PictureFacts
     from veneer_dataset.domain.versions import DatasetVersion, Hold, StoredVersion
     from veneer_processing.pixels import PixelSettings
@@ -38,11 +39,59 @@ class BlobStore(Protocol):
             FileNotFoundError: there is nothing there.
         """
 
+    def whole(self, location: str, size_bytes: int) -> bytes:
+        """Returns all bytes, of which there should be so many.
+
+        Raises:
+            FileNotFoundError: there is nothing there.
+        """
+
     def delete(self, location: str) -> None:
         """Removes it; nothing happens where there is none."""
 
     def locations(self) -> Iterator[tuple[str, datetime]]:
         """Yields every location and when it was written."""
+
+
+class PackedRows(Protocol):
+    """A version's rows by their position, ready to be sent; to be closed."""
+
+    def digests(self, start: int, count: int) -> bytes:
+        """Returns the digests of rows one after another, 32 bytes each."""
+
+    def some_bodies(self, positions: NDArray[np.int64]) -> Sequence[bytes]:
+        """Returns the bytes of the first of these rows: one at least, about 1 MiB at most."""
+
+    def some_run(self, start: int, end: int) -> tuple[int, bytes]:
+        """Returns how many rows from a position on these are, and their bytes in one, each after its head.
+
+        A head says a row's index in its split's stored order. One row at least, about 1 MiB at most.
+        """
+
+    def some_rows(self, positions: NDArray[np.int64]) -> Sequence["PackedRow"]:
+        """Returns the first of these rows, one at least, with the places of their pictures."""
+
+    def close(self) -> None:
+        """Lets go of what the rows are read from."""
+
+
+class Packs(Protocol):
+    """Packs of rows by name: derived, bounded, and free to be lost at any time."""
+
+    def open(self, name: str) -> PackedRows | None:
+        """Returns the pack of that name; None where there is none, or only a damaged one."""
+
+    def make(self, name: str, rows: "Callable[[], Iterator[Sequence[NewRow]]]") -> Iterator[None]:
+        """Makes a pack of all rows of a version, or waits for who makes it; yields meanwhile.
+
+        There may be no pack afterwards: where it would be larger than the bound, or the disk is full.
+        """
+
+    def drop(self, name: str) -> None:
+        """Removes a pack; nothing happens where there is none. Who has opened it reads on."""
+
+    def names(self) -> Sequence[str]:
+        """Returns the names of all packs."""
 
 
 class BlobIndex(Protocol):
@@ -192,8 +241,11 @@ class VersionStore(Protocol):
     def row_digests(self, key: int, start: int, count: int) -> bytes:
         """Returns the digests of rows by their position, 32 bytes each."""
 
-    def rows(self, key: int, positions: Sequence[int]) -> Mapping[int, bytes]:
-        """Returns canonical rows by position."""
+    def rows(self, key: int, positions: Sequence[int]) -> Mapping[int, tuple[bytes, bytes]]:
+        """Returns digests and canonical rows by position."""
+
+    def exists(self, key: int) -> bool:
+        """Says whether there is such a version."""
 
     def place_hold(self, key: int, hold: "Hold") -> None:
         """Adds or extends a hold."""

@@ -27,6 +27,7 @@ class DatasetSettings(ServerSettings):
     picture_cpu_s: int = setting("CPU seconds that one picture may take.", 20, 1, 600)
     picture_wall_s: float = setting("Seconds that one picture may take.", 60.0, 0.1, 3600)
     pixel_cache_bytes: int = setting("Disk for resized pictures.", 10 << 30, 0, 1 << 50)
+    pack_cache_bytes: int = setting("Disk for rows made ready to be sent.", 10 << 30, 0, 1 << 50)
     quota_bytes: int = setting("Bytes of blobs that a tenant may store.", 1 << 40, 0, 1 << 60)
     upload_stall_s: float = setting("Silence after which an upload is ended.", 60.0, 0.01, 3600)
     versions_at_once: int = setting("Versions that are made at once.", 2, 1, 64)

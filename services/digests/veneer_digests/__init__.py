@@ -14,7 +14,7 @@ from veneer_digests.jcs import canonical_json, parse_json
 from veneer_digests.preimage import digest_bytes
 from veneer_digests.row import canonical_row, row_digest
 from veneer_digests.safetensors_file import SafetensorsHeader, TensorSlot, read_safetensors_header, read_slot
-from veneer_digests.sampling import epoch_order, split_of
+from veneer_digests.sampling import epoch_order, epoch_order_of_packed, split_of
 from veneer_digests.weights import (
     TensorDigest,
     adapter_digest,
@@ -42,6 +42,7 @@ __all__ = [
     "contract_digest",
     "digest_bytes",
     "epoch_order",
+    "epoch_order_of_packed",
     "graphs_digest",
     "model_digest",
     "model_digest_of",

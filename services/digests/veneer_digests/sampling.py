@@ -19,8 +19,20 @@ def epoch_order(seed: int, epoch: int, row_digests: Sequence[str]) -> list[int]:
     Raises:
         DigestError: a seed or an epoch outside [0, 2^64), or no digest.
     """
+    return epoch_order_of_packed(seed, epoch, b"".join(digest_bytes(row, "row digest") for row in row_digests))
+
+
+def epoch_order_of_packed(seed: int, epoch: int, row_digests: bytes) -> list[int]:
+    """As `epoch_order`, of digests one after another, 32 bytes each.
+
+    Raises:
+        DigestError: a seed or an epoch outside [0, 2^64), or bytes of no whole number of digests.
+    """
     prefix = unsigned(seed, 8, "seed") + unsigned(epoch, 8, "epoch")
-    keys = [hashlib.sha256(prefix + digest_bytes(row, "row digest")).digest() for row in row_digests]
+    if len(row_digests) % 32:
+        raise DigestError(f"packed digests must be 32 bytes each, got {len(row_digests)} bytes")
+    sha256 = hashlib.sha256
+    keys = [sha256(prefix + row_digests[at : at + 32]).digest() for at in range(0, len(row_digests), 32)]
     return sorted(range(len(keys)), key=keys.__getitem__)
 
 

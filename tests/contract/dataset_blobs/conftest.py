@@ -26,6 +26,9 @@ class MemoryBlobs:
         for start in range(offset_bytes, len(data), 1 << 20):
             yield data[start : start + (1 << 20)]
 
+    def whole(self, location: str, size_bytes: int) -> bytes:
+        return b"".join(self.read(location))
+
     def delete(self, location: str) -> None:
         self._blobs.pop(location, None)
 

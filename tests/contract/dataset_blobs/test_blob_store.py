@@ -21,11 +21,15 @@ def test_what_was_put_is_read_from_any_offset(store: BlobStore, tmp_path: Path, 
         pieces = list(store.read("acme/ab/abc-1", offset))
         assert b"".join(pieces) == data[offset:size]
         assert all(0 < len(piece) <= 1 << 20 for piece in pieces)
+    assert store.whole("acme/ab/abc-1", size) == data[:size]
+    assert store.whole("acme/ab/abc-1", size + 1) == data[:size]  # that it is cut short is the reader's to see
 
 
 def test_what_is_not_there(store: BlobStore) -> None:
     with pytest.raises(FileNotFoundError):
         list(store.read("acme/ab/none"))
+    with pytest.raises(FileNotFoundError):
+        store.whole("acme/ab/none", 5)
     store.delete("acme/ab/none")
 
 

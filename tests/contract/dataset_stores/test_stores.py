@@ -101,7 +101,9 @@ def test_versions(database: Database, tmp_path: Path) -> None:
     )
     rows = versions.rows(stored.key, [4, 0, 9])
     assert sorted(rows) == [0, 4]
-    assert all(row.startswith(b'{"messages":') for row in rows.values())
+    assert all(row.startswith(b'{"messages":') for _, row in rows.values())
+    assert [rows[position][0] for position in (0, 4)] == [digests[:32], digests[128:]]
+    assert versions.exists(stored.key)
     found = versions.findings(stored.key, None, "", 0, 10)
     assert [each.code for _, each in found] == ["FIELD_UNREAD", "FIELD_MISSING"]
     assert len(versions.findings(stored.key, None, "FIELD_MISSING", 0, 10)) == 1
@@ -119,6 +121,7 @@ def test_versions(database: Database, tmp_path: Path) -> None:
         with pytest.raises(NotFound):
             stranger()
     versions.delete("acme", "d", version.digest, now)
+    assert not versions.exists(stored.key)
     assert datasets.get("acme", "d").latest_version == ""
     with pytest.raises(NotFound):
         versions.get("acme", "d", version.digest)

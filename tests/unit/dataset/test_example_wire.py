@@ -1,5 +1,6 @@
 """Examples on the wire are what protobuf itself would write."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,8 @@ from hypothesis import strategies as st
 
 from veneer.dataset.v1 import conversation_pb2, dataset_service_pb2
 from veneer_dataset.api import example_wire
-from veneer_dataset.api.example_wire import batch_messages, example_messages
-from veneer_dataset.domain.examples import Example, PictureForm
+from veneer_dataset.api.example_wire import batch_messages, encoded, example_messages, head
+from veneer_dataset.domain.examples import Content, PictureForm, Piece
 
 PIECE = 100  # bytes, in place of a MiB
 
@@ -36,41 +37,65 @@ def _small_pieces() -> Any:  # noqa: ANN401  # a generator of pytest's
         yield
 
 
-@given(st.integers(0, 1 << 40), _DIGESTS, st.lists(_MESSAGES, max_size=4), st.sampled_from(PictureForm), st.data())
-def test_as_protobuf_writes_it(
-    index: int, digest: bytes, messages: list[dict[str, Any]], form: PictureForm, data: st.DataObject
-) -> None:
+@dataclass(frozen=True)
+class Example:
+    index: int
+    digest: bytes
+    messages: list[dict[str, Any]]
+    contents: list[Content]
+
+
+def piece_of(examples: list[Example], form: PictureForm) -> Piece:
+    bodies, contents = [], []
+    for example in examples:
+        body, holes = encoded(example.digest, {"messages": example.messages})
+        bodies.append(body)
+        contents.append(list(zip(holes, example.contents, strict=form is not PictureForm.DIGEST)))
+    return Piece(examples[0].index, bodies, () if form is PictureForm.DIGEST else contents)
+
+
+@st.composite
+def _examples(draw: st.DrawFn, form: PictureForm, index: int) -> Example:
+    messages = draw(st.lists(_MESSAGES, max_size=4))
     count = sum(part["type"] == "image" for message in messages for part in message["content"])
     contents: dict[PictureForm, st.SearchStrategy[Any]] = {
-        PictureForm.DIGEST: st.just(()),
+        PictureForm.DIGEST: st.just([]),
         PictureForm.ORIGINAL: st.lists(_FILES, min_size=count, max_size=count),
         PictureForm.RESIZED: st.lists(_PIXELS, min_size=count, max_size=count),
     }
-    example = Example(index, digest, {"messages": messages}, data.draw(contents[form]))
-    expected = _messages(example, form)
-    assert list(example_messages([example], form)) == [_serialized(message) for message in expected]
-    batch = dataset_service_pb2.ReadExamplesResponse(examples=[expected[0].example])
-    assert list(batch_messages([example], form)) == [_serialized(message) for message in (batch, *expected[1:])]
+    return Example(index, draw(_DIGESTS), messages, draw(contents[form]))
 
 
-@given(st.lists(st.integers(0, PIECE // 2).map(bytes) | _FILES, max_size=12))
-def test_batches_hold_all_rows_in_order_and_end_where_chunks_follow(files: list[bytes]) -> None:
-    row = {"messages": [{"role": "user", "content": [{"type": "image", "digest": "ab" * 32}]}]}
-    examples = [Example(index, b"x" * 32, row, [file]) for index, file in enumerate(files)]
-    seen: list[bytes] = []
-    for message in map(
-        dataset_service_pb2.ReadExamplesResponse.FromString, batch_messages(examples, PictureForm.ORIGINAL)
-    ):
-        if message.HasField("picture_chunk"):
-            seen[-1] += message.picture_chunk.data
-            continue
-        *others, _ = message.examples
-        assert dataset_service_pb2.ReadExamplesResponse(examples=others).ByteSize() < PIECE
-        for example in message.examples:
-            assert example.index == len(seen)
-            seen.append(example.messages[0].parts[0].picture.data)
-        assert all(seen[each.index] == files[each.index] for each in others)
-    assert seen == files
+@given(st.integers(0, 300) | st.integers(0, 1 << 40), st.integers(1, 4), st.sampled_from(PictureForm), st.data())
+def test_as_protobuf_writes_it(first: int, count: int, form: PictureForm, data: st.DataObject) -> None:
+    examples = [data.draw(_examples(form, first + number)) for number in range(count)]
+    piece = piece_of(examples, form)
+    expected = [_messages(example, form) for example in examples]
+    assert example_messages(piece) == [_serialized(message) for messages in expected for message in messages]
+    batches: list[dataset_service_pb2.ReadExamplesResponse] = []
+    ended = True
+    for row, *chunks in expected:
+        if ended:
+            batches.append(dataset_service_pb2.ReadExamplesResponse())
+        batches[-1].examples.append(row.example)
+        batches += chunks
+        ended = bool(chunks)
+    assert batch_messages(piece) == [_serialized(message) for message in batches]
+
+
+@given(st.integers(0, 300) | st.integers(0, 1 << 40), st.binary(max_size=40_000))
+def test_a_head_is_what_stands_before_a_body_in_a_batch(index: int, body: bytes) -> None:
+    assert batch_messages(Piece(index, [body], ())) == [head(index, body) + body]
+
+
+@pytest.mark.parametrize("form", [PictureForm.DIGEST, PictureForm.ORIGINAL])
+def test_indexes_over_the_lengths_of_their_numbers(form: PictureForm) -> None:
+    row = [{"role": "user", "content": [{"type": "text", "text": "t"}]}]
+    for first in (0, 100, (1 << 14) - 200, (1 << 21) - 3):
+        examples = [Example(first + number, bytes(32), row, []) for number in range(400)]
+        (message,) = batch_messages(piece_of(examples, form))
+        read = dataset_service_pb2.ReadExamplesResponse.FromString(message).examples
+        assert [each.index for each in read] == [each.index for each in examples]
 
 
 def _serialized(message: dataset_service_pb2.ReadExamplesResponse) -> bytes:
@@ -79,18 +104,18 @@ def _serialized(message: dataset_service_pb2.ReadExamplesResponse) -> bytes:
 
 def test_pixels_that_are_a_view_of_others() -> None:
     rgb = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)[:, ::2]
-    row = {"messages": [{"role": "user", "content": [{"type": "image", "digest": "ab" * 32}]}]}
-    (message,) = example_messages([Example(0, b"x" * 32, row, [rgb])], PictureForm.RESIZED)
+    messages = [{"role": "user", "content": [{"type": "image", "digest": "ab" * 32}]}]
+    (message,) = example_messages(piece_of([Example(0, b"x" * 32, messages, [rgb])], PictureForm.RESIZED))
     resized = dataset_service_pb2.ReadExamplesResponse.FromString(message).example.messages[0].parts[0].picture.resized
     assert (resized.height, resized.width, resized.rgb) == (4, 3, rgb.tobytes())
 
 
 def _messages(example: Example, form: PictureForm) -> list[dataset_service_pb2.ReadExamplesResponse]:
     first = dataset_service_pb2.ReadExamplesResponse()
-    first.example.index, first.example.row_digest = example.index, example.row_digest.hex()
+    first.example.index, first.example.row_digest = example.index, example.digest.hex()
     messages = [first]
     room, number = PIECE, 0
-    for message in example.row["messages"]:
+    for message in example.messages:
         role = conversation_pb2.Role.Value(f"ROLE_{message['role'].upper()}")
         said = first.example.messages.add(role=role, unsupervised="weight" in message)
         for part in message["content"]:
@@ -101,7 +126,7 @@ def _messages(example: Example, form: PictureForm) -> list[dataset_service_pb2.R
             if form is PictureForm.DIGEST:
                 picture.blob = part["digest"]
                 continue
-            content = example.pictures[number]
+            content = example.contents[number]
             whole = content.tobytes() if isinstance(content, np.ndarray) else content
             inline = whole[:room]
             room -= len(inline)

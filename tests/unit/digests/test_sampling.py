@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veneer_digests import DigestError, NotCanonicalError, epoch_order, split_of
+from veneer_digests import DigestError, NotCanonicalError, epoch_order, epoch_order_of_packed, split_of
 
 U64 = st.integers(0, 2**64 - 1)
 ROWS = [hashlib.sha256(bytes([index])).hexdigest() for index in range(50)]
@@ -27,6 +27,7 @@ def test_an_epoch_visits_each_row_once_in_the_order_of_the_page(seed: int, epoch
         return hashlib.sha256(preimage).hexdigest(), index
 
     assert epoch_order(seed, epoch, rows) == sorted(range(len(rows)), key=key)
+    assert epoch_order_of_packed(seed, epoch, bytes.fromhex("".join(rows))) == epoch_order(seed, epoch, rows)
 
 
 @given(U64, DRAWN_ROWS.flatmap(lambda rows: st.tuples(st.just(rows), st.permutations(rows))))
@@ -53,6 +54,8 @@ def test_seed_and_epoch_are_u64(seed: int, epoch: int) -> None:
 def test_an_epoch_orders_digests_only() -> None:
     with pytest.raises(NotCanonicalError, match="row digest must be 64"):
         epoch_order(0, 0, ["x"])
+    with pytest.raises(DigestError, match="32 bytes each, got 33"):
+        epoch_order_of_packed(0, 0, b"x" * 33)
 
 
 @given(st.text(), U64, st.lists(st.integers(0, 2**50), min_size=1, max_size=5).filter(any))

@@ -36,6 +36,10 @@ class ObjectBlobs:
             for start in range(0, len(view), _PIECE_BYTES):
                 yield bytes(view[start : start + _PIECE_BYTES])
 
+    def whole(self, location: str, size_bytes: int) -> bytes:
+        """See BlobStore."""
+        return b"".join(self.read(location))
+
     def delete(self, location: str) -> None:
         """See BlobStore."""
         try:

@@ -23,13 +23,18 @@ class ExampleCalls:
         stored = await in_thread(self._app.versions.get, whose, checked.version.dataset, checked.version.version)
         counting = await self._app.models.counting(checked.model, request.max_pixels) if checked.model else None
         to_messages = batch_messages if request.batched else example_messages
-        wanted = Wanted(request.split, checked.shuffle, request.offset, request.limit, checked.form, counting)
+        wanted = Wanted(
+            request.split, checked.shuffle, request.offset, request.limit, checked.form, counting, request.batched
+        )
 
         def serialized() -> Iterator[list[bytes]]:
             """ReadExamplesResponses on the wire: made in the reading thread, not where all calls are served."""
-            with closing(self._app.examples.read(whose, stored, wanted)) as examples:
-                for some in examples:
-                    yield list(to_messages(some, checked.form))
+            with closing(self._app.examples.read(whose, stored, wanted)) as pieces:
+                for piece in pieces:
+                    if isinstance(piece, bytes):
+                        yield [piece]
+                    else:
+                        yield to_messages(piece) if piece else []
 
         async for some in drawn(serialized):
             for message in some:

@@ -1,16 +1,21 @@
 """Examples as ReadExamplesResponses on the wire, put together from bytes.
 
-protobuf's own objects copy a picture twice, into the message and out of it; here it is copied once. The encoding is
-protobuf's (https://protobuf.dev/programming-guides/encoding); the tests compare with what protobuf writes.
+What a row is on the wire never changes, save its index and the form of its pictures: it is encoded once, with pictures
+by digest, and read from a pack. Pictures are copied once from there. The encoding is protobuf's
+(https://protobuf.dev/programming-guides/encoding); the tests compare with what protobuf writes.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import repeat
+from operator import add
+from typing import Any
 
 import numpy as np
 
 from veneer.dataset.v1 import conversation_pb2
-from veneer_dataset.domain.examples import Example, PictureForm
+from veneer_dataset.domain.examples import Content, Piece
+from veneer_dataset.domain.packed import PictureHole
 
 MAX_PIECE_BYTES = 1024 * 1024
 
@@ -26,68 +31,131 @@ _ROLES = {
     )
 }
 _UNSUPERVISED = bytes([3 << 3, 1])  # Message.unsupervised
+_HOLE = bytes([2 << 3 | 2, 68, 2 << 3 | 2, 66, 2 << 3 | 2, 64])  # Message.parts, Part.picture, Picture.blob
+_HOLE_BYTES = len(_HOLE) + 64  # a digest in hex follows
 
 
-def example_messages(examples: Iterable[Example], form: PictureForm) -> Iterator[bytes]:
-    """Each row in a message of its own, and after it the bytes of its pictures that do not fit into one message."""
-    for example in examples:
-        fields, chunks = _example(example, form)
-        yield b"".join(_field(1, fields))
-        yield from chunks
-
-
-def batch_messages(examples: Iterable[Example], form: PictureForm) -> Iterator[bytes]:
-    """As many rows a message as reach MAX_PIECE_BYTES; where chunks follow, they are of its last row."""
-    batch: _Pieces = []
-    size_bytes = 0
-    for example in examples:
-        fields, chunks = _example(example, form)
-        row = _field(3, fields)
-        batch += row
-        size_bytes += sum(map(len, row))
-        if chunks or size_bytes >= MAX_PIECE_BYTES:
-            yield b"".join(batch)
-            yield from chunks
-            batch, size_bytes = [], 0
-    if batch:
-        yield b"".join(batch)
-
-
-def _example(example: Example, form: PictureForm) -> tuple[_Pieces, list[bytes]]:
-    """A row's fields, and PictureChunks with the bytes of its pictures that do not fit into one message."""
-    fields: _Pieces = [*_number(1, example.index), *_field(2, [example.row_digest.hex().encode()])]
-    chunks: list[bytes] = []
-    pictures = iter(example.pictures)
-    room_bytes, number = MAX_PIECE_BYTES, 0
-    for message in example.row["messages"]:
-        said: _Pieces = [_ROLES[message["role"]]]
+def encoded(digest: bytes, row: dict[str, Any]) -> tuple[bytes, list[PictureHole]]:
+    """A row as an Example without its index, pictures by digest; and where in it the pictures are."""
+    body = bytearray(_sized(2, digest.hex().encode()))
+    holes: list[PictureHole] = []
+    for message in row["messages"]:
+        said = bytearray(_ROLES[message["role"]])
+        ats: list[tuple[str, int]] = []
         for part in message["content"]:
             if part["type"] == "text":
-                said += _field(2, _field(1, [part["text"].encode()]))  # Part.text
-                continue
-            digest = part["digest"].encode()
-            if form is PictureForm.DIGEST:
-                said += _field(2, _field(2, _field(2, [digest])))  # Part.picture, Picture.blob
-                continue
-            content = next(pictures)
-            flat = np.ascontiguousarray(content).reshape(-1).data if isinstance(content, np.ndarray) else content
-            data = memoryview(flat)
-            inline = data[:room_bytes]
-            room_bytes -= len(inline)
-            picture = _field(1, [inline])  # Picture.data
-            if isinstance(content, np.ndarray):
-                height, width = content.shape[:2]
-                rgb = _field(4, [inline]) if inline else []
-                picture = _field(3, [*_field(1, [digest]), *_number(2, width), *_number(3, height), *rgb])
-            said += _field(2, _field(2, picture))
-            for start in range(len(inline), len(data), MAX_PIECE_BYTES):
-                chunk = [*_number(1, number), *_field(2, [data[start : start + MAX_PIECE_BYTES]])]
-                chunks.append(b"".join(_field(2, chunk)))
-            number += 1
+                said += _sized(2, _sized(1, part["text"].encode()))  # Part.text
+            else:
+                ats.append((part["digest"], len(said)))
+                said += _HOLE + part["digest"].encode()
         if "weight" in message:
-            said.append(_UNSUPERVISED)
-        fields += _field(3, said)
-    return fields, chunks
+            said += _UNSUPERVISED
+        message_at = len(body)
+        body += _head(3, len(said))
+        holes += [PictureHole(picture, message_at, len(body) + at) for picture, at in ats]
+        body += said
+    return bytes(body), holes
+
+
+def head(index: int, body: bytes) -> bytes:
+    """What stands before a row's bytes in a message of several."""
+    number = b"".join(_number(1, index))
+    return _head(3, len(number) + len(body)) + number
+
+
+def example_messages(piece: Piece) -> list[bytes]:
+    """Each row in a message of its own, and after it the bytes of its pictures that do not fit into one message."""
+    indexes = _indexes(piece.first, len(piece.bodies))
+    if not piece.contents:
+        return list(map(b"".join, zip(*_framed(1, indexes, piece.bodies), strict=True)))
+    messages: list[bytes] = []
+    for index, body, contents in zip(indexes, piece.bodies, piece.contents, strict=True):
+        fields, chunks = _filled(body, contents)
+        messages += (b"".join(_field(1, [index, *fields])), *chunks)
+    return messages
+
+
+def batch_messages(piece: Piece) -> list[bytes]:
+    """All rows in one message; one with pictures that do not fit into it is its last, and their bytes follow."""
+    indexes = _indexes(piece.first, len(piece.bodies))
+    if not piece.contents:
+        framed: list[bytes] = [b""] * (3 * len(indexes))
+        for column, values in enumerate(_framed(3, indexes, piece.bodies)):
+            framed[column::3] = values
+        return [b"".join(framed)]
+    messages: list[bytes] = []
+    batch: _Pieces = []
+    for index, body, contents in zip(indexes, piece.bodies, piece.contents, strict=True):
+        fields, chunks = _filled(body, contents)
+        batch += _field(3, [index, *fields])
+        if chunks:
+            messages += (b"".join(batch), *chunks)
+            batch = []
+    if batch:
+        messages.append(b"".join(batch))
+    return messages
+
+
+def _framed(
+    number: int, indexes: Sequence[bytes], bodies: Sequence[bytes]
+) -> tuple[Sequence[bytes], Sequence[bytes], Sequence[bytes]]:
+    """Fields that hold Examples, by columns: head, index and body. Hundreds of thousands are wanted a second."""
+    sizes = map(add, map(len, indexes), map(len, bodies))
+    return list(map(_head, repeat(number), sizes)), indexes, bodies
+
+
+def _filled(body: bytes, contents: Sequence[tuple[PictureHole, Content]]) -> tuple[_Pieces, list[bytes]]:
+    """A row's bytes with its pictures put in, and PictureChunks with what of them does not fit into one message."""
+    pieces: _Pieces = []
+    chunks: list[bytes] = []
+    room_bytes, done = MAX_PIECE_BYTES, 0
+    said: _Pieces = []  # of the message that begins at `message_at` and ends at `end`
+    message_at = end = 0
+    for number, (hole, content) in enumerate(contents):
+        if not said or hole.message_at != message_at:
+            if said:
+                pieces += _field(3, [*said, body[done:end]])
+                done = end
+            message_at = hole.message_at
+            pieces.append(body[done:message_at])
+            done, end = _span(body, message_at)
+            said = []
+        flat = np.ascontiguousarray(content).reshape(-1).data if isinstance(content, np.ndarray) else content
+        data = memoryview(flat)
+        inline = data[:room_bytes]
+        room_bytes -= len(inline)
+        picture = _field(1, [inline])  # Picture.data
+        if isinstance(content, np.ndarray):
+            height, width = content.shape[:2]
+            rgb = _field(4, [inline]) if inline else []
+            blob = _field(1, [hole.digest.encode()])
+            picture = _field(3, [*blob, *_number(2, width), *_number(3, height), *rgb])
+        said += (body[done : hole.part_at], *_field(2, _field(2, picture)))
+        done = hole.part_at + _HOLE_BYTES
+        for start in range(len(inline), len(data), MAX_PIECE_BYTES):
+            chunk = [*_number(1, number), *_field(2, [data[start : start + MAX_PIECE_BYTES]])]
+            chunks.append(b"".join(_field(2, chunk)))
+    if said:
+        pieces += _field(3, [*said, body[done:end]])
+        done = end
+    pieces.append(body[done:])
+    return pieces, chunks
+
+
+def _span(data: bytes, at: int) -> tuple[int, int]:
+    """Where the content of the field at a place begins and ends."""
+    size_bytes = shift = 0
+    while True:
+        at += 1
+        size_bytes |= (data[at] & 0x7F) << shift
+        shift += 7
+        if data[at] < 0x80:
+            return at + 1, at + 1 + size_bytes
+
+
+def _sized(number: int, content: bytes) -> bytes:
+    """As _field, of bytes that are in one and few."""
+    return _head(number, len(content)) + content
 
 
 def _field(number: int, pieces: Sequence[bytes | memoryview]) -> _Pieces:
@@ -113,3 +181,17 @@ def _varint(value: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
+
+
+_INDEXES = [bytes([1 << 3, value]) if value else b"" for value in range(128)]
+_LOW_BITS = [bytes([1 << 3, value | 0x80]) for value in range(128)]
+
+
+def _indexes(first: int, count: int) -> list[bytes]:
+    """The fields Example.index of rows one after another; nothing where it is 0."""
+    fields: list[bytes] = []
+    for high in range(first >> 7, (first + count + 127) >> 7):
+        more = _varint(high)
+        fields += [low + more for low in _LOW_BITS] if high else _INDEXES
+    skipped = first & 0x7F
+    return fields[skipped : skipped + count]

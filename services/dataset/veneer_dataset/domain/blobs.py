@@ -82,6 +82,16 @@ class Blobs:
         if left:
             raise DataLoss("BLOB_LOST", f"blob {blob.digest} lacks {left} bytes")
 
+    def whole(self, blob: Blob) -> bytes:
+        """All bytes of a blob; raises DataLoss where the store has lost it."""
+        try:
+            data = self._store.whole(blob.location, blob.size_bytes)
+        except FileNotFoundError:
+            raise DataLoss("BLOB_LOST", f"the bytes of blob {blob.digest} are gone") from None
+        if len(data) != blob.size_bytes:
+            raise DataLoss("BLOB_LOST", f"blob {blob.digest} lacks {blob.size_bytes - len(data)} bytes")
+        return data
+
     def add(self, tenant: str, files: Sequence[tuple[str, Path]]) -> None:
         """Takes whole files in, by the digest of each; they are moved. One that was there already stays."""
 

@@ -1,29 +1,30 @@
 """Reading a version's rows in an order, from any place, with pictures in the wanted form."""
 
-import itertools
-from array import array
+import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from veneer_dataset.domain.blobs import Blobs
+from veneer_dataset.domain.blobs import Blob, Blobs
+from veneer_dataset.domain.packed import PackedPicture, PackedRow, PictureHole, RowSources, deleted
 from veneer_dataset.domain.tokens import Counting
 from veneer_dataset.domain.versions import StoredVersion
-from veneer_dataset.ports import PictureResizer, VersionStore
-from veneer_digests import epoch_order
-from veneer_rpc.errors import DataLoss, NotFound, OutOfRange
+from veneer_dataset.ports import PackedRows, PictureResizer, VersionStore
+from veneer_digests import epoch_order_of_packed
+from veneer_rpc.errors import DataLoss, NotFound, OutOfRange, Unavailable
 
-_ROWS_AT_ONCE = 256
+_ROWS_AT_ONCE = 8192
 _RESIZED_AT_ONCE = 16
 _RESIZED_BYTES_AT_ONCE = 16 * 1024 * 1024
 _BYTES_AT_ONCE = 1024 * 1024  # small enough to stay in a core's cache from the disk to the wire
+_LOOKS_EVERY_S = 0.1  # whether the version is still there
 
-_decode = msgspec.json.Decoder().decode
+Content = bytes | NDArray[np.uint8]
+"""A picture's file, or its pixels, (height, width, 3)."""
 
 
 class PictureForm(IntEnum):
@@ -44,7 +45,10 @@ class Shuffle:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is read: `limit` 0 is to the end; `counting` is there for resized pictures."""
+    """What is read: `limit` 0 is to the end; `counting` is there for resized pictures.
+
+    `batched` says that rows are sent several together.
+    """
 
     split: str
     shuffle: Shuffle | None
@@ -52,46 +56,37 @@ class Wanted:
     limit: int
     form: PictureForm
     counting: Counting | None
+    batched: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A row at its place in the order; `pictures` holds, in the order of its parts, what the form asks for."""
+class Piece(NamedTuple):
+    """Rows one after another in the order; `contents` is empty where pictures stay digests.
 
-    index: int
-    row_digest: bytes
-    row: dict[str, Any]
-    pictures: Sequence[bytes | NDArray[np.uint8]]
+    Attributes:
+        first: index of the first row.
+        bodies: of each row, as PackedRow has them.
+        contents: of each row, what its pictures hold.
+    """
 
-
-class _Digests(Sequence[str]):
-    """Digests in hex out of packed ones; a million of them as texts would take a hundred megabytes."""
-
-    def __init__(self, packed: bytes) -> None:
-        self._packed = packed
-
-    def __len__(self) -> int:
-        return len(self._packed) // 32
-
-    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401  # an overload that nobody here needs
-        return self.packed(index).hex()
-
-    def packed(self, index: int) -> bytes:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return self._packed[32 * index : 32 * index + 32]
+    first: int
+    bodies: Sequence[bytes]
+    contents: Sequence[Sequence[tuple[PictureHole, Content]]]
 
 
 class Examples:
     """Reads examples; safe to use from several threads."""
 
-    def __init__(self, versions: VersionStore, blobs: Blobs, resizer: PictureResizer) -> None:
+    def __init__(self, versions: VersionStore, blobs: Blobs, resizer: PictureResizer, sources: RowSources) -> None:
         self._versions = versions
         self._blobs = blobs
         self._resizer = resizer
+        self._sources = sources
 
-    def read(self, tenant: str, stored: StoredVersion, wanted: Wanted) -> Generator[list[Example], None, None]:
-        """Yields examples in the wanted order, some at a time: about 1 MiB with their pictures.
+    def read(self, tenant: str, stored: StoredVersion, wanted: Wanted) -> Generator[Piece | bytes | None, None, None]:
+        """Yields rows in the wanted order, about 1 MiB at a time; None while they are made ready.
+
+        Bytes are rows that are sent together and stand so in the pack already, with their heads. A row whose pictures
+        alone are so large is the last of its piece.
 
         Raises:
             NotFound: the version has no such split, or was deleted.
@@ -105,58 +100,82 @@ class Examples:
         start, count = bounds
         if wanted.offset > count:
             raise OutOfRange("OFFSET_PAST_END", f"offset {wanted.offset}, the split has {count} rows")
-        digests = _Digests(self._versions.row_digests(stored.key, start, count))
-        order: Sequence[int] = range(count)
-        if wanted.shuffle is not None:
-            order = array("l", epoch_order(wanted.shuffle.seed, wanted.shuffle.epoch, digests))
         end = min(wanted.offset + wanted.limit, count) if wanted.limit else count
-        at, rows_at_once = wanted.offset, _rows_at_once(wanted)
-        while at < end:
-            some = order[at : min(at + rows_at_once, end)]
-            rows = self._versions.rows(stored.key, [start + position for position in some])
-            if len(rows) < len(some):
-                raise NotFound("VERSION_NOT_FOUND", "the version was deleted while it was read")
-            bare = [_decode(rows[start + position]) for position in some]
-            examples: list[Example] = []
-            size_bytes = 0
-            for position, row, pictures in zip(some, bare, self._pictures(tenant, bare, wanted), strict=True):
-                examples.append(Example(at, digests.packed(position), row, pictures))
-                at += 1
-                size_bytes += sum(each.nbytes if isinstance(each, np.ndarray) else len(each) for each in pictures)
-                if size_bytes >= _BYTES_AT_ONCE:
-                    yield examples
-                    examples, size_bytes = [], 0
-            if examples:
-                yield examples
+        rows = yield from self._sources.opened(tenant, stored, end - wanted.offset)
+        try:
+            order = np.arange(start, start + count)
+            if wanted.shuffle is not None:
+                digests = rows.digests(start, count)
+                order = order[epoch_order_of_packed(wanted.shuffle.seed, wanted.shuffle.epoch, digests)]
+            look_s = time.monotonic() + _LOOKS_EVERY_S
+            for piece in self._pieces(tenant, rows, order[:end], wanted):
+                if time.monotonic() > look_s:
+                    if not self._versions.exists(stored.key):
+                        raise deleted()
+                    look_s = time.monotonic() + _LOOKS_EVERY_S
+                yield piece
+        except (DataLoss, Unavailable):
+            self._sources.forget(stored)  # it is damaged, or names places that the database no longer does
+            raise
+        finally:
+            rows.close()
 
-    def _pictures(
-        self, tenant: str, rows: Sequence[dict[str, Any]], wanted: Wanted
-    ) -> Iterator[Sequence[bytes | NDArray[np.uint8]]]:
-        """Pictures of each row; those as uploaded are read when it is their turn."""
-        digests = [list(picture_digests(row)) for row in rows]
-        each = [digest for its_digests in digests for digest in its_digests]
+    def _pieces(
+        self, tenant: str, rows: PackedRows, order: NDArray[np.int64], wanted: Wanted
+    ) -> Iterator[Piece | bytes]:
+        at = wanted.offset
+        if wanted.form is PictureForm.DIGEST and wanted.batched and wanted.shuffle is None:
+            while at < len(order):
+                count, run = rows.some_run(int(order[at]), 1 + int(order[-1]))
+                yield run
+                at += count
+            return
         if wanted.form is PictureForm.DIGEST:
-            yield from itertools.repeat((), len(rows))
-        elif wanted.counting is not None and wanted.form is PictureForm.RESIZED:
-            resized = iter(
-                self._resizer.resized(tenant, each, wanted.counting.processor.pixels, wanted.counting.contract_digest)
-            )
-            for its_digests in digests:
-                yield [next(resized) for _ in its_digests]
-        else:
-            blobs = self._blobs.known(tenant, list(set(each)))
-            if gone := next((digest for digest in each if digest not in blobs), None):
-                raise DataLoss("BLOB_LOST", f"blob {gone} is gone, though the version names it")
-            for its_digests in digests:
-                yield [b"".join(self._blobs.read(blobs[digest])) for digest in its_digests]
+            while at < len(order):
+                some_bodies = rows.some_bodies(order[at : at + _ROWS_AT_ONCE])
+                yield Piece(at, some_bodies, ())
+                at += len(some_bodies)
+            return
+        rows_at_once = _rows_at_once(wanted)
+        bodies: list[bytes] = []
+        contents: list[list[tuple[PictureHole, Content]]] = []
+        size_bytes = 0
+        while at < len(order):
+            some = rows.some_rows(order[at : at + rows_at_once])
+            for row, its_contents in zip(some, self._contents(tenant, some, wanted), strict=True):
+                at += 1
+                bodies.append(row.body)
+                contents.append(
+                    [(each.hole, content) for each, content in zip(row.pictures, its_contents, strict=True)]
+                )
+                size_bytes += len(row.body) + sum(map(_size_bytes, its_contents))
+                if size_bytes >= _BYTES_AT_ONCE:
+                    yield Piece(at - len(bodies), bodies, contents)
+                    bodies, contents, size_bytes = [], [], 0
+        if bodies:
+            yield Piece(at - len(bodies), bodies, contents)
+
+    def _contents(self, tenant: str, rows: Sequence[PackedRow], wanted: Wanted) -> Iterator[Sequence[Content]]:
+        """Pictures of each row; those as uploaded are read when it is their turn."""
+        if wanted.counting is None:
+            for row in rows:
+                yield [self._file(tenant, each) for each in row.pictures]
+            return
+        digests = [each.hole.digest for row in rows for each in row.pictures]
+        pixels, contract_digest = wanted.counting.processor.pixels, wanted.counting.contract_digest
+        resized = iter(self._resizer.resized(tenant, digests, pixels, contract_digest))
+        for row in rows:
+            yield [next(resized) for _ in row.pictures]
+
+    def _file(self, tenant: str, picture: PackedPicture) -> bytes:
+        digest = picture.hole.digest
+        if not picture.location:
+            raise DataLoss("BLOB_LOST", f"blob {digest} is gone, though the version names it")
+        return self._blobs.whole(Blob(tenant, digest, picture.size_bytes, picture.location))
 
 
-def picture_digests(row: dict[str, Any]) -> Iterator[str]:
-    """Digests of a canonical row's pictures, in the order of messages and parts."""
-    for message in row["messages"]:
-        for part in message["content"]:
-            if part["type"] == "image":
-                yield part["digest"]
+def _size_bytes(content: Content) -> int:
+    return content.nbytes if isinstance(content, np.ndarray) else len(content)
 
 
 def _rows_at_once(wanted: Wanted) -> int:

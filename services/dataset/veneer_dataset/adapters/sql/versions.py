@@ -142,14 +142,21 @@ class SqlVersions:
         with self._database.read() as connection:
             return b"".join(map(bytes, connection.execution_options(yield_per=10_000).scalars(wanted)))
 
-    def rows(self, key: int, positions: Sequence[int]) -> Mapping[int, bytes]:
+    def rows(self, key: int, positions: Sequence[int]) -> Mapping[int, tuple[bytes, bytes]]:
         """See VersionStore."""
         table = self._rows
-        wanted = sa.select(table.c.position, table.c.content).where(
+        wanted = sa.select(table.c.position, table.c.digest, table.c.content).where(
             table.c.version == key, table.c.position.in_(positions)
         )
         with self._database.read() as connection:
-            return {position: bytes(content) for position, content in connection.execute(wanted)}
+            return {
+                position: (bytes(digest), bytes(content)) for position, digest, content in connection.execute(wanted)
+            }
+
+    def exists(self, key: int) -> bool:
+        """See VersionStore."""
+        with self._database.read() as connection:
+            return connection.scalar(sa.select(sa.literal(1)).where(self._versions.c.id == key)) is not None
 
     def place_hold(self, key: int, hold: Hold) -> None:
         """See VersionStore."""
