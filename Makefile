@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto lint types test test-parts test-clusters test-long faults bench up demo demo-full base base-eval
+.PHONY: help setup proto lint types test test-long faults bench up demo demo-full base base-eval
 
 help: ## Show what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -30,13 +30,7 @@ types: setup ## Check types, strictly
 	$(BIN)/mypy
 
 test: setup ## Run every test that takes seconds
-	$(MAKE) --no-print-directory --keep-going --jobs 2 test-parts test-clusters # which wait for their processes half the time
-
-test-parts: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not e2e_long' --numprocesses 3 --dist loadfile --ignore tests/e2e
-
-test-clusters: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not e2e_long' -p no:cacheprovider tests/e2e
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not e2e_long' --numprocesses 3 --dist loadfile # they wait for processes and leases a quarter of their time
 
 test-long: setup ## Run the tests that train or start many processes, minutes each
 	$(BIN)/pytest -m e2e_long

@@ -63,7 +63,8 @@ async def test_requests_at_once_for_a_version_by_its_number_share_one_download(k
     kit.registry.download_pace.set()
     answers = await asyncio.gather(*asking[1:])
     assert {each.served_by.adapter_version for each in answers} == {"adapters/digits/versions/2"}
-    assert kit.registry.downloads == [("acme", "adapters/digits/versions/2")]
+    # Version 1 is production's: the replica may have begun to follow that meanwhile.
+    assert kit.registry.downloads.count(("acme", "adapters/digits/versions/2")) == 1
 
 
 @pytest.mark.parametrize("damage", ["tensors", "contract", "missing", "config"])

@@ -52,7 +52,7 @@ def until(holds: Callable[[], Any], timeout_s: float = 60.0) -> Answer:
     deadline = time.monotonic() + timeout_s
     while not (found := holds()):
         assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.05)
+        time.sleep(0.1)
     return found
 
 
