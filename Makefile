@@ -29,8 +29,9 @@ lint: setup ## Check style, formatting and import walls
 types: setup ## Check types, strictly
 	$(BIN)/mypy
 
+# Tests wait for processes and leases a quarter of their time. Files in their own order: units, which take seconds, come last.
 test: setup ## Run every test that takes seconds
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not e2e_long' --numprocesses 3 --dist loadfile --no-loadscope-reorder # they wait for processes and leases a quarter of their time; long files come first
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not e2e_long' --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test-long: setup ## Run the tests that train or start many processes, minutes each
 	$(BIN)/pytest -m e2e_long
