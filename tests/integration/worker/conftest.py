@@ -29,7 +29,7 @@ from veneer_rpc.tokens import add_token
 
 Message = Answer = Any  # of generated code
 ROWS, VALIDATION_ROWS = 12, 4
-LEASE_S = 2.0
+LEASE_S = 5.0  # a busy machine holds a heartbeat back for seconds
 # A job seconds long, so that there is time to interfere, with everything that a checkpoint must hold: dropout,
 # moments, a schedule, validations and the best adapter so far.
 LONG: dict[str, Any] = {
