@@ -32,11 +32,18 @@ class PackedAttention:
     def __init__(self, lengths: Sequence[int], *, causal: bool = True) -> None:
         self.bounds = list(itertools.pairwise(itertools.accumulate(lengths, initial=0)))
         self.causal = causal
+        self._counts = [sum(1 for _ in same) for _, same in itertools.groupby(lengths)]  # of neighbours as long
+        self._runs = [
+            length * count for (length, _), count in zip(itertools.groupby(lengths), self._counts, strict=True)
+        ]
 
     def __call__(self, layer: int, query_T_H_K: Tensor, key_T_G_K: Tensor, value_T_G_K: Tensor) -> Tensor:
         """See `Attention`."""
+        # Split, not sliced: a slice's gradient is a tensor of zeros as large as the whole.
+        parts = [torch.split(tensor, self._runs) for tensor in (query_T_H_K, key_T_G_K, value_T_G_K)]
         gathered = [
-            attend(query_T_H_K[a:b], key_T_G_K[a:b], value_T_G_K[a:b], causal=self.causal) for a, b in self.bounds
+            attend(*each, causal=self.causal, sequences=count)
+            for *each, count in zip(*parts, self._counts, strict=True)
         ]
         return gathered[0] if len(gathered) == 1 else torch.cat(gathered)
 
@@ -69,26 +76,28 @@ def attend(
     *,
     causal: bool = False,
     mask_T_C: Tensor | None = None,
+    sequences: int = 1,
 ) -> Tensor:
-    """Attention of one sequence, (T, H, K); query head h reads key/value head h // (H / G).
+    """Attention of sequences of one length, (T, H, K); query head h reads key/value head h // (H / G).
 
     Args:
         query_T_H_K: rotated queries.
         key_C_G_K: rotated keys of all C tokens that may be seen.
         value_C_G_K: their values.
-        causal: token t sees 0..t only; needs T = C.
-        mask_T_C: what may be seen, where it is neither everything nor causal.
+        causal: token t sees 0..t of its sequence only; needs T = C.
+        mask_T_C: what may be seen, where it is neither everything nor causal; needs one sequence.
+        sequences: how many lie one after another.
     """
-    tokens, heads, width = query_T_H_K.shape
-    groups = key_C_G_K.shape[1]
-    key, value = key_C_G_K.transpose(0, 1)[None], value_C_G_K.transpose(0, 1)[None]
-    if tokens == 1:
+    query, key, value = (
+        tensor.unflatten(0, (sequences, -1)).transpose(1, 2) for tensor in (query_T_H_K, key_C_G_K, value_C_G_K)
+    )
+    heads, groups = query.shape[1], key.shape[1]
+    if query.shape[2] == 1:
         # One token sees everything, so heads that share keys may stand as rows: the keys are then read once a
         # group.
-        query = query_T_H_K.view(1, groups, heads // groups, width)
-        return F.scaled_dot_product_attention(query, key, value).reshape(1, heads, width)
-    query = query_T_H_K.transpose(0, 1)[None]
+        rows = query.reshape(sequences, groups, heads // groups, -1)
+        return F.scaled_dot_product_attention(rows, key, value).reshape(query_T_H_K.shape)
     gathered = F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask_T_C, is_causal=causal, enable_gqa=groups != heads
     )
-    return gathered[0].transpose(0, 1)
+    return gathered.transpose(1, 2).flatten(0, 1)

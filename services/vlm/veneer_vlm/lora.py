@@ -121,16 +121,19 @@ class DropoutKey:
     seed: int
     step: int
 
-    def keep(self, name: str, like: Tensor, share: float) -> Tensor:
-        """Which values of `like` stay when a `share` drops out: a function of key, name and shape alone."""
+    def drop(self, name: str, values: Tensor, share: float) -> None:
+        """Sets a `share` of `values`, contiguous, to zero: which, is a function of key, name and shape alone."""
         digest = hashlib.sha256(f"{self.seed}/{self.step}/{name}".encode()).digest()
-        if like.device.type != "cpu":
-            generator = torch.Generator(like.device).manual_seed(int.from_bytes(digest[:8], "big", signed=True))
-            return torch.rand(like.shape, generator=generator, device=like.device) >= share
-        # Sixteen bits a value, from a generator that NumPy promises to keep: a sixth of the time of torch.rand.
-        raw = np.random.SFC64(int.from_bytes(digest, "big")).random_raw(-(-like.numel() // 4))
-        drawn = raw.view(np.uint16)[: like.numel()].reshape(like.shape)
-        return torch.from_numpy(drawn >= round(share * 65536))
+        if values.device.type != "cpu":
+            on_device = torch.Generator(values.device).manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+            values.masked_fill_(torch.rand(values.shape, generator=on_device, device=values.device) < share, 0)
+            return
+        # As many hits at random places as leave out each value with probability 1 - share, independently (a Poisson
+        # process): a draw for each of the few that drop out, not for all.
+        generator = np.random.Generator(np.random.SFC64(int.from_bytes(digest, "big")))
+        hits = generator.poisson(-math.log1p(-share) * values.numel())
+        places = torch.from_numpy(generator.integers(values.numel(), size=hits))
+        values.view(-1).index_fill_(0, places, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,8 +152,7 @@ class Segment:
         update = Update(config.scale)
         if self.dropout is not None and config.lora_dropout > 0:
             share = config.lora_dropout
-            keep = [functools.partial(self.dropout.keep, name, share=share) for name in names]
-            update = Update(config.scale / (1 - share), keep)
+            update = Update(config.scale / (1 - share), functools.partial(self.dropout.drop, names[0], share=share))
         return updated(update, input_T_I, outputs, [pair.a_R_I for pair in pairs], [pair.b_O_R for pair in pairs])
 
 

@@ -40,13 +40,13 @@ def vision_rotation(rows_P: Tensor, columns_P: Tensor, head_dim: int, theta: flo
 
 
 def _cosine_sine(angles: Tensor, dtype: torch.dtype) -> Rotation:
-    angles = torch.cat((angles, angles), dim=-1)[:, None, :]
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    sine = angles.sin()
+    whole = torch.cat((angles.cos(),) * 2, dim=-1), torch.cat((-sine, sine), dim=-1)
+    return whole[0][:, None].to(dtype), whole[1][:, None].to(dtype)
 
 
 def rotate(heads_T_H_K: Tensor, rotation: Rotation) -> Tensor:
     """Turn each pair (i, i + K / 2) of every head by its token's angle, in the wider of the two dtypes."""
     cosine, sine = rotation
-    first, second = heads_T_H_K.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
+    turned = heads_T_H_K.roll(heads_T_H_K.shape[-1] // 2, -1)
     return (heads_T_H_K * cosine + turned * sine).to(heads_T_H_K.dtype)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from veneer.trainer.v1.training_job_pb2 import TrainingSpec
 from veneer_client._exports import FORMATS
 from veneer_cluster.demo.scenes import HANDWRITING, write
 from veneer_rpc.certificate import verify
@@ -31,9 +30,7 @@ def test_every_form_of_a_trained_adapter_keeps_its_figure(
 ) -> None:
     folder, asked = digits
     learned.veneer("dataset", "push", folder, "--name", "digits")
-    recipe = dict(HANDWRITING.recipe)
-    spec: Any = TrainingSpec(**{name: recipe.pop(name) for name in ("dtype", "gradient_accumulation")})  # type: ignore[arg-type]
-    job = learned.client.jobs.wait(learned.client.jobs.train("digits", "digits", spec=spec, **recipe).name)
+    job = learned.client.jobs.wait(learned.client.jobs.train("digits", "digits", spec=HANDWRITING.recipe).name)
     assert job.adapter_version == "adapters/digits/versions/1"
 
     def answers(client: Any, **who: str) -> list[list[int]]:

@@ -13,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from veneer.trainer.v1.evaluation_pb2 import Evaluation, Metric
-from veneer.trainer.v1.training_job_pb2 import TrainingSpec
 from veneer_client import Client, VeneerError, succeeded
 from veneer_client._names import short
 from veneer_client.commands import screen
@@ -83,9 +82,7 @@ def play(client: Client, cluster: Folder, scene: Scene, folder: Path, published:
     replicas = _replica_pids(cluster)
 
     ordered_s = time.monotonic()
-    recipe = dict(scene.recipe)
-    spec = TrainingSpec(**{name: recipe.pop(name) for name in ("dtype", "gradient_accumulation")})  # type: ignore[arg-type]
-    job = client.jobs.train(scene.name, scene.name, spec=spec, **recipe)  # type: ignore[arg-type]
+    job = client.jobs.train(scene.name, scene.name, spec=scene.recipe)
     job = succeeded(watch_job(client, job.name, json=False))
     training_s = time.monotonic() - ordered_s
     version = client.adapters.get_version(job.adapter_version)

@@ -13,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from veneer.trainer.v1.model_pb2 import DTYPE_FLOAT32
+from veneer.trainer.v1.training_job_pb2 import LoraSpec, OptimizerSpec, TrainingSpec
 
 SEED = 20_260
 TEST_DIGITS = 360
@@ -39,7 +40,7 @@ class Scene:
         metric: what is measured on the test split.
         measured: what people call that.
         rows: draws a split's rows.
-        recipe: keyword arguments of `jobs.train`.
+        recipe: how the adapter is trained.
         least: what the adapter must reach.
         most_of_base_error: the greatest share of the base's error that may be left; None where none is set.
     """
@@ -49,7 +50,7 @@ class Scene:
     metric: str
     measured: str
     rows: Callable[[], dict[str, list[Row]]]
-    recipe: dict[str, object]
+    recipe: TrainingSpec
     least: float
     most_of_base_error: float | None = None
 
@@ -122,16 +123,14 @@ def _own_values(fields: dict[str, str]) -> set[tuple[str, str]]:
 
 
 # What docs/base.md recommends for the demonstration base, which is small enough to be trained in every linear.
-RECIPE: dict[str, object] = {
-    "epochs": 5,
-    "rank": 16,
-    "alpha": 32.0,
-    "target_modules": ("decoder+merger+vision",),
-    "learning_rate": 2e-3,
-    "batch_size": 16,
-    "gradient_accumulation": 1,
-    "dtype": DTYPE_FLOAT32,  # so small a base gains nothing from bf16
-}
+RECIPE = TrainingSpec(
+    epochs=5,
+    lora=LoraSpec(rank=16, alpha=32, dropout=0, target_modules=["decoder+merger+vision"]),
+    optimizer=OptimizerSpec(learning_rate=2e-3),
+    batch_size=16,
+    gradient_accumulation=1,
+    dtype=DTYPE_FLOAT32,  # so small a base gains nothing from bf16
+)
 
 HANDWRITING = Scene(
     title="handwriting",

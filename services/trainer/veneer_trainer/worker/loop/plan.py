@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 
 from veneer.trainer.v1 import model_pb2, training_job_pb2
@@ -107,6 +108,7 @@ class Plan:
         """What affects numbers beyond the spec; runs with the same record are the same to the byte."""
         return {
             "torch": torch.__version__,
+            "numpy": np.__version__,  # draws what drops out
             "instructions": _instructions(self.device),
             "threads": str(threads),
             "dtype": str(self.dtype).removeprefix("torch."),
