@@ -1,5 +1,8 @@
 """Steps are those of the paper's algorithm, and weights without a gradient stay."""
 
+import subprocess
+import sys
+
 import torch
 
 from veneer_trainer.worker.loop.adamw import AdamW
@@ -24,6 +27,37 @@ def test_steps_are_the_papers() -> None:
         optimizer.step(rate)
     for weight, double in zip(weights, expected, strict=True):
         torch.testing.assert_close(weight, double.float())
+
+
+def test_steps_are_torchs_to_the_bit() -> None:
+    draw = torch.Generator().manual_seed(2)
+    ours = [torch.randn(shape, generator=draw) for shape in ((33, 5), (7,))]
+    theirs = [torch.nn.Parameter(weight.clone()) for weight in ours]
+    own, peer = AdamW(ours, BETAS, DECAY), torch.optim.AdamW(theirs, 0.1, BETAS, weight_decay=DECAY, fused=True)
+    for step in range(1, 5):
+        for weight, its_peer in zip(ours, theirs, strict=True):
+            weight.grad = its_peer.grad = torch.randn(weight.shape, generator=draw)
+        own.step(peer.param_groups[0]["lr"])
+        peer.step()
+        peer.param_groups[0]["lr"] = 0.1 / (1 + step)
+    for weight, its_peer in zip(ours, theirs, strict=True):
+        assert torch.equal(weight, its_peer)
+
+
+def test_torchs_compiler_stays_out() -> None:
+    code = """
+import sys
+import torch
+import veneer_trainer.worker.loop.run
+from veneer_trainer.worker.loop.adamw import AdamW
+
+weight = torch.ones(2, requires_grad=True)
+weight.sum().backward()
+AdamW([weight], (0.9, 0.99), 0).step(0.1)
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_a_weight_without_a_gradient_stays() -> None:

@@ -1,4 +1,4 @@
-"""Packs in a local folder: a version's rows as they are sent, each pack one file. What was used longest ago goes first.
+"""Packs in a bounded folder: a version's rows as they are sent, each pack one file.
 
 A file is: its head; the rows in stored order, each its head and then its body; their pictures, in msgpack; where each
 row's head and body begin and the last ends; where each row's pictures begin and the last of them end; the digests of
@@ -7,14 +7,12 @@ in it, which is compared when this process first opens it; later, that nobody ha
 """
 
 import os
-import secrets
 import struct
 import tempfile
 import threading
 import time
 import zlib
 from array import array
-from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from itertools import chain
@@ -25,6 +23,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from veneer_dataset.adapters.bounded_folder import BoundedFolder
 from veneer_dataset.domain.packed import NewRow, PackedPicture, PackedRow
 from veneer_rpc.errors import Unavailable
 
@@ -34,6 +33,7 @@ _SIZES = struct.Struct("<QQ")
 _DIGEST_BYTES = 32
 _BYTES_AT_ONCE = 1024 * 1024
 _WAIT_S = 0.02
+_MAX_PACKS = 100_000
 
 _to_pictures = msgspec.msgpack.Decoder(list[PackedPicture]).decode
 _from_pictures = msgspec.msgpack.Encoder().encode
@@ -121,35 +121,21 @@ class Pack:
 
 
 class PackFolder:
-    """Packs in a folder that belongs to one process at a time.
-
-    Losing one costs time only, so nothing is synced.
-    """
+    """Packs in a bounded folder."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
-        self._folder = folder
-        self._max_bytes = max_bytes
+        self._files = BoundedFolder(folder, max_bytes, _MAX_PACKS)
         self._lock = threading.Lock()
-        self._sizes: OrderedDict[str, int] = OrderedDict()
-        self._bytes = 0
         self._checked: dict[str, tuple[int, int]] = {}  # inode, and when it was written
         self._making: set[str] = set()
         self._too_large: set[str] = set()
-        folder.mkdir(parents=True, exist_ok=True)
-        files = [(path.stat(), path) for path in folder.iterdir()]
-        for stat, path in sorted(files, key=lambda each: each[0].st_atime):
-            if path.name.startswith("."):
-                path.unlink()  # left by a process that died
-            else:
-                self._note(path.name, stat.st_size)
 
     def open(self, name: str) -> Pack | None:
         """See Packs."""
-        with self._lock:
-            if name not in self._sizes:
-                return None
-            self._sizes.move_to_end(name)
-        path = self._folder / name
+        path = self._files.used(name)
+        if path is None:
+            self._checked.pop(name, None)
+            return None
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except OSError:
@@ -161,7 +147,7 @@ class PackFolder:
             if self._checked.get(name) != (stat.st_ino, stat.st_mtime_ns):
                 pack.check(name)
                 self._checked[name] = (stat.st_ino, stat.st_mtime_ns)
-            os.utime(descriptor, ns=(time.time_ns(), stat.st_mtime_ns))
+            os.utime(descriptor, ns=(time.time_ns(), stat.st_mtime_ns))  # used now, which a restart sees
             return pack.load()
         except (OSError, ValueError, Unavailable):
             os.close(descriptor)
@@ -172,7 +158,7 @@ class PackFolder:
         """See Packs."""
         while True:
             with self._lock:
-                if name in self._sizes or name in self._too_large:
+                if name in self._files or name in self._too_large:
                     return
                 mine = name not in self._making
                 self._making.add(name)
@@ -180,41 +166,26 @@ class PackFolder:
                 break
             time.sleep(_WAIT_S)
             yield
-        temporary = self._folder / f".{secrets.token_hex(8)}"
+        max_bytes = self._files.max_bytes
         try:
-            size_bytes = yield from _write(temporary, name, rows(), self._max_bytes)
-            if size_bytes > self._max_bytes:
-                self._too_large.add(name)
-                return
-            temporary.replace(self._folder / name)
-            with self._lock:
-                self._note(name, size_bytes)
+            with self._files.writing(name) as file:
+                size_bytes = yield from _write(file, name, rows(), max_bytes)
+                if size_bytes > max_bytes:
+                    self._too_large.add(name)
+                    file.unlink()
         except OSError:
             return
         finally:
-            temporary.unlink(missing_ok=True)
             self._making.discard(name)
 
     def drop(self, name: str) -> None:
         """See Packs."""
-        with self._lock:
-            self._remove(name)
+        self._checked.pop(name, None)
+        self._files.drop(name)
 
     def names(self) -> Sequence[str]:
         """See Packs."""
-        with self._lock:
-            return list(self._sizes)
-
-    def _note(self, name: str, size_bytes: int) -> None:
-        self._bytes += size_bytes - self._sizes.pop(name, 0)
-        self._sizes[name] = size_bytes
-        while self._bytes > self._max_bytes:
-            self._remove(next(iter(self._sizes)))
-
-    def _remove(self, name: str) -> None:
-        self._bytes -= self._sizes.pop(name, 0)
-        self._checked.pop(name, None)
-        (self._folder / name).unlink(missing_ok=True)
+        return self._files.names()
 
 
 def _write(file: Path, name: str, rows: Iterator[Sequence[NewRow]], max_bytes: int) -> Generator[None, None, int]:
