@@ -2,10 +2,11 @@
 
     python tests/benchmarks/dataset_reading.py [ROWS] [PICTURE_SIDE] [ROWS_BY_DIGEST]
 
-Both servers are processes of their own on loopback and are read by the same client, interleaved. The bare one holds
-all messages in memory, serialised. Once with pictures as uploaded, once by digest: many small rows, on the same
-pictures. Rows come one a message (by digest the first tenth of them) and batched, by digest also batched in an epoch's
-order; each against a bare stream of its very messages. Ratios are of medians, with the least and greatest of a round.
+All servers are processes of their own on loopback and are read by the same client, interleaved. The bare one holds
+all messages in memory, serialised; a second one, of pictures as uploaded, has all but the pictures in memory and reads
+each file when it sends it. Once with pictures as uploaded, once by digest: many small rows, on the same pictures. Rows
+come one a message (by digest the first tenth of them) and batched, by digest also batched in an epoch's order; each
+against a bare stream of its very messages. Ratios are of medians, with the least and greatest of a round.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -35,6 +37,9 @@ from veneer_rpc.tokens import add_token
 RUNS = 5
 _BARE = "/bench.Bare/Read"
 _PIECE_BYTES = 1 << 20
+
+_Messages = list[list[bytes | Path]]
+"""Each message as its pieces, some of which are in files."""
 
 
 def main(count: int, side: int, count_by_digest: int) -> None:
@@ -65,21 +70,73 @@ def main(count: int, side: int, count_by_digest: int) -> None:
                         dataset_version=version, split="train", picture_form=form, **fields
                     )
                     reads[way] = read_count, partial(stub.ReadExamples, request, metadata=metadata)
-                _compare(f"{pb.PictureForm.Name(form)}, {row_count:,} rows", reads)
+                files = _written(folder / "files", pictures) if form == pb.PICTURE_FORM_ORIGINAL else {}
+                _compare(f"{pb.PictureForm.Name(form)}, {row_count:,} rows", reads, files)
         finally:
             service.terminate()
             service.wait(30)
 
 
-def _compare(name: str, reads: dict[str, tuple[int, Callable[[], Iterable[pb.ReadExamplesResponse]]]]) -> None:
-    """Prints how each of some ways to read so many rows stands to a bare stream of its messages."""
+def _compare(
+    name: str, reads: dict[str, tuple[int, Callable[[], Iterable[pb.ReadExamplesResponse]]]], files: dict[bytes, Path]
+) -> None:
+    """Prints how each of some ways to read so many rows stands to bare streams of its messages.
+
+    Args:
+        name: for people.
+        reads: by name the rows that a way reads, and how.
+        files: by its bytes where a picture lies.
+    """
+    for way, (count, read) in reads.items():
+        messages = [each.SerializeToString() for each in read()]
+        size_bytes = sum(map(len, messages))
+        peers: dict[str, _Messages] = {"bare": [[each] for each in messages]}
+        if files:
+            peers["bare from files"] = [_cut(each, files) for each in messages]
+        with _served(peers.values()) as streams:
+            runs = [[_seconds(stream()) for stream in (read, *streams)] for _ in range(RUNS)]
+        own, *others = (statistics.median(run) for run in zip(*runs, strict=True))
+        print(
+            f"{name}, {way}: {len(messages):,} messages, {size_bytes / 1e6:,.1f} MB; ReadExamples "
+            f"{size_bytes / own / 1e6:,.0f} MB/s, {count / own:,.0f} rows/s"
+        )
+        for at, (peer, seconds) in enumerate(zip(peers, others, strict=True), 1):
+            ratios = sorted(run[at] / run[0] for run in runs)
+            print(
+                f"  {peer} {size_bytes / seconds / 1e6:,.0f} MB/s, {count / seconds:,.0f} rows/s: "
+                f"ratio {seconds / own:.0%} ({ratios[0]:.0%} to {ratios[-1]:.0%})",
+                flush=True,
+            )
+
+
+def _cut(message: bytes, files: dict[bytes, Path]) -> list[bytes | Path]:
+    """A message as what is in memory, and the files between."""
+    pieces: list[bytes | Path] = []
+    done = 0
+    for data, path in files.items():
+        at = message.find(data, done)
+        if at >= 0:
+            pieces += (message[done:at], path)
+            done = at + len(data)
+    return [*pieces, message[done:]]
+
+
+def _written(folder: Path, pictures: dict[str, bytes]) -> dict[bytes, Path]:
+    folder.mkdir()
+    files = {}
+    for name, data in pictures.items():
+        files[data] = folder / name
+        files[data].write_bytes(data)
+    return files
+
+
+@contextmanager
+def _served(peers: Iterable[_Messages]) -> Iterator[list[Callable[[], Iterable[pb.ReadExamplesResponse]]]]:
+    """Serves each peer's messages from a process of its own, and gives what reads them."""
     spawn = multiprocessing.get_context("spawn")  # a process that forks after gRPC started misbehaves
     streams: list[Callable[[], Iterable[pb.ReadExamplesResponse]]] = []
     processes = []
-    sizes_bytes = []
-    for _, read in reads.values():
-        messages = [each.SerializeToString() for each in read()]
-        sizes_bytes.append((len(messages), sum(map(len, messages))))
+    for messages in peers:
         ours, theirs = spawn.Pipe()
         processes.append(spawn.Process(target=_serve, args=(theirs,), daemon=True))
         processes[-1].start()
@@ -87,23 +144,13 @@ def _compare(name: str, reads: dict[str, tuple[int, Callable[[], Iterable[pb.Rea
         bare = grpc.insecure_channel(f"127.0.0.1:{ours.recv()}").unary_stream(
             _BARE, request_serializer=bytes, response_deserializer=pb.ReadExamplesResponse.FromString
         )
-        streams += [read, partial(bare, b"")]
-    runs = [[_seconds(stream()) for stream in streams] for _ in range(RUNS)]
-    for process in processes:
-        process.terminate()
-        process.join()
-    print(name)
-    for number, (way, (count, _)) in enumerate(reads.items()):
-        message_count, size_bytes = sizes_bytes[number]
-        owns, peers = ([run[2 * number + side] for run in runs] for side in (0, 1))
-        own, peer = statistics.median(owns), statistics.median(peers)
-        ratios = sorted(its_peer / its_own for its_own, its_peer in zip(owns, peers, strict=True))
-        print(
-            f"  {way}: {message_count:,} messages, {size_bytes / 1e6:,.1f} MB; ReadExamples "
-            f"{size_bytes / own / 1e6:,.0f} MB/s, {count / own:,.0f} rows/s; bare {size_bytes / peer / 1e6:,.0f} MB/s, "
-            f"{count / peer:,.0f} rows/s; ratio {peer / own:.0%} ({ratios[0]:.0%} to {ratios[-1]:.0%})",
-            flush=True,
-        )
+        streams.append(partial(bare, b""))
+    try:
+        yield streams
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
 
 
 def _seconds(stream: Iterable[object]) -> float:
@@ -118,11 +165,15 @@ def _serve(pipe: Connection) -> None:
 
 
 async def _serve_bare(pipe: Connection) -> None:
-    messages: list[bytes] = pipe.recv()
+    messages: _Messages = pipe.recv()
 
     async def read(request: bytes, context: object) -> AsyncIterator[bytes]:
         for message in messages:
-            yield message
+            first, *more = message
+            if more:
+                yield b"".join(piece if isinstance(piece, bytes) else piece.read_bytes() for piece in message)
+            elif isinstance(first, bytes):
+                yield first
 
     server = grpc.aio.server()
     service, method = _BARE[1:].split("/")

@@ -124,7 +124,7 @@ def _own_values(fields: dict[str, str]) -> set[tuple[str, str]]:
 
 # What docs/base.md recommends for the demonstration base, which is small enough to be trained in every linear.
 RECIPE = TrainingSpec(
-    epochs=5,
+    epochs=4,
     lora=LoraSpec(rank=16, alpha=32, dropout=0, target_modules=["decoder+merger+vision"]),
     optimizer=OptimizerSpec(learning_rate=2e-3),
     batch_size=16,
