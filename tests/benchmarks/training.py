@@ -163,6 +163,52 @@ def serve(side: str, directory: Path, dtype: str, device: str, rows: int, thread
         connection.send(trained.run() | {"peak_bytes": float(peak_memory_bytes(device))})
 
 
+class Side:
+    """A side's process, from this end."""
+
+    def __init__(self, name: str, told: argparse.Namespace) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, there = context.Pipe()
+        arguments = (name, told.directory, told.dtype, told.device, told.rows, told.threads, there)
+        self._process = context.Process(target=serve, args=arguments, daemon=True)
+        self._process.start()
+        there.close()  # so that a side that cannot begin is heard
+        self._connection.recv()
+
+    def run(self) -> dict[str, float]:
+        self._connection.send(True)
+        figures: dict[str, float] = self._connection.recv()
+        return figures
+
+    def stop(self) -> None:
+        self._connection.send(False)
+        self._process.join()
+
+
+def measured(told: argparse.Namespace, tokens: int) -> tuple[dict[str, list[dict[str, float]]], list[float]]:
+    """Figures of each side's runs, in turns, after one that warms up and has its first loss; and the GEMM's rates."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in ("ours", "peer")}
+    rates = []
+    if told.apart:
+        for _ in range(told.runs):
+            rates.append(gemm_rate(told.directory, told.dtype, told.device, tokens))
+            for name, figures in found.items():
+                side = Side(name, told)
+                first = side.run()
+                figures.append(side.run() | {"loss": first["loss"]})
+                side.stop()
+        return found, rates
+    sides = {name: Side(name, told) for name in found}
+    first_losses = {name: side.run()["loss"] for name, side in sides.items()}
+    for _ in range(told.runs):
+        rates.append(gemm_rate(told.directory, told.dtype, told.device, tokens))
+        for name, side in sides.items():
+            found[name].append(side.run() | {"loss": first_losses[name]})
+    for side in sides.values():
+        side.stop()
+    return found, rates
+
+
 def gemm_rate(directory: Path, dtype: str, device: str, tokens: int) -> float:
     """FLOP/s of the decoder's forward products at this many tokens, weights packed once where oneDNN packs them."""
     text = ModelConfig.from_directory(directory).text
@@ -210,32 +256,16 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--apart", action="store_true", help="one side in memory at a time, loaded for each run")
     parser.add_argument("--json", action="store_true")
     told = parser.parse_args()
     torch.set_num_threads(told.threads)
-    context = multiprocessing.get_context("spawn")
-    sides: dict[str, Connection] = {}
-    for side in ("ours", "peer"):
-        here, there = context.Pipe()
-        arguments = (side, told.directory, told.dtype, told.device, told.rows, told.threads, there)
-        context.Process(target=serve, args=arguments, daemon=True).start()
-        there.close()  # so that a side that cannot begin is heard
-        sides[side] = here
-        here.recv()
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     tokens = told.rows * len(encoded_rows(told.directory, 1)[0].encoded.ids_T)
-    rates = []
-    for _ in range(told.runs + 1):  # the first warms up
-        rates.append(gemm_rate(told.directory, told.dtype, told.device, tokens))
-        for side, connection in sides.items():
-            connection.send(True)
-            found[side].append(connection.recv())
-    for connection in sides.values():
-        connection.send(False)
-    ours, peer = found["ours"][1:], found["peer"][1:]
+    found, rates = measured(told, tokens)
+    ours, peer = found["ours"], found["peer"]
     ratios = [theirs["seconds"] / own["seconds"] for own, theirs in zip(ours, peer, strict=True)]
-    rate = statistics.median(rates[1:])
-    used = [flops_of_a_step(told.directory, tokens) / own["warm"] / at for own, at in zip(ours, rates[1:], strict=True)]
+    rate = statistics.median(rates)
+    used = [flops_of_a_step(told.directory, tokens) / own["warm"] / at for own, at in zip(ours, rates, strict=True)]
     figures = {
         "tokens_per_step": tokens,
         "ours_s": statistics.median(own["seconds"] for own in ours),
@@ -249,8 +279,8 @@ def main() -> None:
         "share_of_gemm": statistics.median(used),
         "ours_peak_gb": max(own["peak_bytes"] for own in ours) / 1e9,
         "peer_peak_gb": max(theirs["peak_bytes"] for theirs in peer) / 1e9,
-        "first_loss_ours": found["ours"][0]["loss"],
-        "first_loss_peer": found["peer"][0]["loss"],
+        "first_loss_ours": ours[0]["loss"],
+        "first_loss_peer": peer[0]["loss"],
     }
     if told.json:
         print(json.dumps(figures))
