@@ -47,6 +47,7 @@ class Common:
         """
         if self._model is None:
             self._model = load(Path(self._task.model_directory), dtype, self._task.device)
+            self._model.lm_head.distinct()  # now, not while a pass holds its activations
             give_back_memory()  # a thread's own heap, that of loading, is nothing to the thread that takes steps
         if self._model.dtype is not dtype:
             text = f"the jobs that are trained here are in {self._model.dtype}, this one goes on in {dtype}"
