@@ -89,7 +89,8 @@ def attend(
         sequences: how many lie one after another.
     """
     query, key, value = (
-        tensor.unflatten(0, (sequences, -1)).transpose(1, 2) for tensor in (query_T_H_K, key_C_G_K, value_C_G_K)
+        tensor.reshape(sequences, -1, *tensor.shape[1:]).transpose(1, 2)
+        for tensor in (query_T_H_K, key_C_G_K, value_C_G_K)
     )
     heads, groups = query.shape[1], key.shape[1]
     if query.shape[2] == 1:
