@@ -26,7 +26,7 @@ def test_a_scene_goes_the_whole_way(
     result = play.play(client, Folder(tmp_path / "cluster"), scene, tmp_path / "digits", published=None)
     out = capsys.readouterr().out
     order = cluster.requests["CreateTrainingJob"][0].training_job.spec
-    assert (order.epochs, order.gradient_accumulation, order.lora.rank) == (5, 1, 16)
+    assert (order.epochs, order.gradient_accumulation, order.lora.rank) == (4, 1, 16)
     subjects = [request.spec.subject for request in cluster.requests["CreateEvaluation"]]
     assert subjects == ["models/tiny", "adapters/digits/versions/1"]
     assert (result.base, result.adapter, result.images) == (0.75, 0.75, 3)

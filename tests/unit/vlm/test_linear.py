@@ -1,0 +1,43 @@
+"""A product is F.linear's, however it is computed, and so are its gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from veneer_vlm import linear
+
+
+@pytest.fixture(params=["every weight is large", "no weight is"])
+def _large(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "_LARGE", 0 if request.param == "every weight is large" else 1 << 60)
+
+
+@pytest.mark.usefixtures("_large")
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("rows", [0, 1, 37])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_is_the_linears(rows: int, biased: bool, dtype: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(0)
+    wide = torch.randn(rows, 160, generator=draw).to(dtype)
+    weight, bias = (torch.randn(shape, generator=draw).to(dtype) for shape in ((96, 80), (96,)))
+    up = torch.randn(rows, 96, generator=draw).to(dtype)
+    ours, theirs = (wide.clone().requires_grad_() for _ in range(2))
+    chosen = bias if biased else None
+    product = linear.product(ours[:, ::2], weight, chosen)  # every second: not contiguous
+    expected = F.linear(theirs[:, ::2], weight, chosen)
+    assert_close(product, expected)
+    product.backward(up)
+    expected.backward(up)
+    assert_close(ours.grad, theirs.grad)
+    with torch.inference_mode():
+        assert_close(linear.product(wide[:, ::2], weight, chosen), expected.detach())
+
+
+def test_large_float32_goes_another_way_than_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(linear._Product, "apply", lambda *arguments: seen.append(arguments[1].shape))
+    for outputs in (1023, 1024):
+        linear.product(torch.ones(2, 1024), torch.ones(outputs, 1024))
+    linear.product(torch.ones(2, 1024).bfloat16(), torch.ones(1024, 1024).bfloat16())
+    assert seen == ([(1024, 1024)] if torch.backends.mkldnn.is_available() else [])
