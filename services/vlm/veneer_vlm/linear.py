@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _LARGE = 1 << 20  # weights; with fewer MKL is as fast
+_ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
 class Adapters(Protocol):
@@ -44,7 +45,7 @@ def product(input_T_I: Tensor, weight_O_I: Tensor, bias_O: Tensor | None = None)
     Large float32 weights on a CPU go through oneDNN: torch's own way, MKL, takes up to twice as long on AMD's.
     """
     large = weight_O_I.dtype is torch.float32 and weight_O_I.device.type == "cpu" and weight_O_I.numel() >= _LARGE
-    if not large or not torch.backends.mkldnn.is_available():
+    if not (large and _ONEDNN):
         return F.linear(input_T_I, weight_O_I, bias_O)
     product_T_O: Tensor = _Product.apply(input_T_I, weight_O_I, bias_O)  # type: ignore[no-untyped-call]
     return product_T_O
