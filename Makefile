@@ -31,7 +31,7 @@ types: setup ## Check types, strictly
 
 # Tests wait for processes and leases a quarter of their time. Files in their own order: units, which take seconds, come last.
 test: setup ## Run every test that takes seconds
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not e2e_long' --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not e2e_long' --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 25
 
 test-long: setup ## Run the tests that train or start many processes, minutes each
 	$(BIN)/pytest -m e2e_long

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from conftest import Bench, spec
 from safetensors.torch import save_file
 
@@ -53,3 +54,5 @@ def gradients(ranks: Ranks) -> list[list[float] | None]:
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    dist.barrier()
+    dist.destroy_process_group()  # gloo's threads must not see the interpreter's end
