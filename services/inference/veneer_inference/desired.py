@@ -40,7 +40,8 @@ class Desired:
         """Keeps up for ever."""
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), self._every_s)
+                async with asyncio.timeout(self._every_s):
+                    await self._woken.wait()
             self._woken.clear()
             self._drop_gone()
             wanted = self._wanted()

@@ -72,7 +72,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         Raises:
             TimeoutError: a servicer did not return.
         """
-        await asyncio.wait_for(self._idle.wait(), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            await self._idle.wait()
 
     async def intercept_service(
         self,

@@ -135,11 +135,12 @@ def test_a_released_attempt_does_not_count_and_is_taken_again_at_once(
         assert worker.finish(attempt, released={}) == job_pb.JOB_STATE_QUEUED
 
 
+@pytest.mark.parametrize("place", ["lease.durable", "lease.made"])
 def test_a_worker_that_hangs_up_while_it_is_given_work_takes_nothing_along(
-    make_trainer: Make, base_digest: str, kit: Kit
+    make_trainer: Make, base_digest: str, kit: Kit, place: str
 ) -> None:
     trainer = make_trainer(lease_s="20")
-    trainer.start("lease.durable=slow:1")
+    trainer.start(f"{place}=slow:1")
     worker = kit.Worker(trainer.worker_stub(), base_digest)
     name = kit.create(trainer.jobs()).name
     with pytest.raises(grpc.RpcError, match="DEADLINE_EXCEEDED"):

@@ -103,7 +103,8 @@ class Follower:
             self._hurry.clear()
             pause_s = wait_s * (0.5 + random.random() / 2)  # noqa: S311  # so that replicas come back apart
             try:
-                await asyncio.wait_for(self._hurry.wait(), pause_s)
+                async with asyncio.timeout(pause_s):
+                    await self._hurry.wait()
             except TimeoutError:
                 wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
 

@@ -258,7 +258,8 @@ async def _end(process: Process, writer: asyncio.StreamWriter) -> None:
     with contextlib.suppress(ConnectionError):
         await writer.wait_closed()
     try:
-        await asyncio.wait_for(process.wait(), _END_S)
+        async with asyncio.timeout(_END_S):
+            await process.wait()
     except TimeoutError:
         process.kill()
         await process.wait()

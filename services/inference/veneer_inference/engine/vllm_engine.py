@@ -14,7 +14,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -252,10 +252,9 @@ class VllmEngine:
     async def gone(self) -> None:
         """See ports.Engine."""
         while not self._engine.errored and not self._closed.is_set():
-            try:
-                await asyncio.wait_for(self._closed.wait(), _HEALTH_S)
-            except TimeoutError:
-                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_HEALTH_S):
+                    await self._closed.wait()
 
     async def close(self) -> None:
         """See ports.Engine."""

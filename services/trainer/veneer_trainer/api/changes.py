@@ -49,4 +49,5 @@ class Changes:
 async def changed(event: asyncio.Event, timeout_s: float) -> None:
     """Waits for a change, or until it is time to look anyway."""
     with suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            await event.wait()

@@ -45,6 +45,7 @@ from veneer_trainer.domain.exporting import ExportHeader, Exports
 from veneer_trainer.domain.exports import Export
 from veneer_trainer.domain.work import Work, WorkKind
 from veneer_trainer.domain.workers import Worker, Workers
+from veneer_trainer.failpoints import failpoint
 from veneer_trainer.ports import (
     CheckpointStore,
     Delegations,
@@ -120,27 +121,29 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         with self._changes.of(WAITING_WORK) as event:
             while True:
                 event.clear()
-                work = await self._acquire(worker, kinds, beside)
-                if work is not None:
-                    return await asyncio.to_thread(self._lease, work, worker)
+                lease = await self._acquire(worker, kinds, beside)
+                if lease is not None:
+                    return lease
                 left_s = over_s - time.monotonic()
                 if left_s <= 0:
                     raise NotFound("NO_WORK", f"nothing waits that {worker.name} can do")
                 await changed(event, min(left_s, _LOOK_S))
 
-    async def _acquire(self, worker: Worker, kinds: set[WorkKind], beside: Work | None) -> Work | None:
-        """Takes work, and gives it back at once if the worker has gone meanwhile."""
-        taking = asyncio.ensure_future(asyncio.to_thread(self._dispatch.acquire, worker, kinds, beside))
+    async def _acquire(self, worker: Worker, kinds: set[WorkKind], beside: Work | None) -> _pb.Lease | None:
+        """Leases work, and takes it back at once if the worker has gone meanwhile."""
+        taking = asyncio.ensure_future(asyncio.to_thread(self._take, worker, kinds, beside))
         try:
             return await asyncio.shield(taking)
         except asyncio.CancelledError:
-            work = await taking
-            if work is not None:
-                key = AttemptKey(work.ref.name, work.token)
-                await asyncio.to_thread(self._attempts.finish, key, Ending.RELEASED)
+            lease = await taking
+            if lease is not None:
+                await asyncio.to_thread(self._attempts.finish, _key(lease.attempt), Ending.RELEASED)
             raise
 
-    def _lease(self, work: Work, worker: Worker) -> _pb.Lease:
+    def _take(self, worker: Worker, kinds: set[WorkKind], beside: Work | None) -> _pb.Lease | None:
+        work = self._dispatch.acquire(worker, kinds, beside)
+        if work is None:
+            return None
         lease = _pb.Lease(
             attempt=_pb.AttemptRef(work=work.ref.name, fencing_token=work.token),
             lease_duration=duration(self._times.lease_s),
@@ -153,6 +156,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         checkpoint = self._checkpoints.newest(work.uid)
         if checkpoint is not None:
             lease.checkpoint.CopyFrom(checkpoint_to_proto(checkpoint))
+        failpoint("lease.made")
         return lease
 
     async def Heartbeat(  # noqa: D102  # the contract says it

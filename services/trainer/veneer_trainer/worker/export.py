@@ -147,7 +147,8 @@ class ExportWork:
         except FailedPrecondition:
             # Its owner has asked for something in this moment; the next heartbeat says what.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._attempt.ordered.wait(), _ORDER_S)
+                async with asyncio.timeout(_ORDER_S):
+                    await self._attempt.ordered.wait()
             if self._attempt.order is Order.CONTINUE:
                 raise
             return self._given_back()
