@@ -11,8 +11,9 @@ import dataclasses
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import EntryPoint, entry_points, version
+from itertools import takewhile
 from traceback import walk_tb
 from types import TracebackType
 from typing import Annotated, Any
@@ -56,7 +57,7 @@ class _GroupThatActs(typer.core.TyperGroup):
 def main() -> None:
     """Runs the command line; exits with 0, 1 (it failed), 2 (it was called wrongly) or 130 (interrupted)."""
     try:
-        build_app(entry_points(group=COMMANDS))()
+        build_app(meant(entry_points(group=COMMANDS), sys.argv[1:]))()
     except VeneerError as error:
         print(as_json(error) if "--json" in sys.argv else as_text(error), file=sys.stderr)
         sys.exit(1)
@@ -68,6 +69,18 @@ def main() -> None:
             raise
         print(missing_extra("this command", error, extra), file=sys.stderr)
         sys.exit(1)
+
+
+def meant(commands: Iterable[EntryPoint], words: Sequence[str]) -> list[EntryPoint]:
+    """The command that the words of a command line name, with those below it; all where they name none.
+
+    Importing what defines all the others takes a second.
+    """
+    by_name = {entry.name: entry for entry in commands}
+    leading = list(takewhile(lambda word: not word.startswith("-"), words))
+    paths = (".".join(leading[:count]) for count in range(len(leading), 0, -1))
+    named = next((path for path in paths if path in by_name), None)
+    return [entry for name, entry in by_name.items() if named is None or name == named or name.startswith(f"{named}.")]
 
 
 def build_app(commands: Iterable[EntryPoint]) -> typer.Typer:

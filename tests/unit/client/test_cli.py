@@ -43,6 +43,25 @@ def test_a_command_may_have_others_below_it_and_a_namesake_elsewhere(part: str) 
         assert runner.invoke(app, [*words, "a"]).stdout == "hello a\n", words
 
 
+@pytest.mark.parametrize(
+    ("line", "loaded"),
+    [
+        ("base eval --json", ["base.eval"]),
+        ("eval --adapter a", ["eval", "eval.list"]),
+        ("eval list", ["eval.list"]),
+        ("eval nonsense", ["eval", "eval.list"]),
+        ("base", None),
+        ("nonsense", None),
+        ("--help", None),
+        ("", None),
+    ],
+)
+def test_only_the_command_that_is_named_is_imported(line: str, loaded: list[str] | None) -> None:
+    entries = [entry(name, "unimportable:x") for name in ("base.eval", "eval", "eval.list")]
+    found = [each.name for each in cli.meant(entries, line.split())]
+    assert found == (loaded or [each.name for each in entries])
+
+
 def test_a_package_that_cannot_be_imported_names_its_extra(part: str) -> None:
     app = cli.build_app([entry("base.hello", f"{part}:hello"), entry("base.verify", "veneer_broken:verify")])
     assert "Not installed" in runner.invoke(app, ["base", "--help"]).stdout
