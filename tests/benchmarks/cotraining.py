@@ -64,7 +64,7 @@ def measured(directory: Path, dtype: str, device: str, jobs: int, runs: int, sha
     """Seconds of a step of all jobs, in turn and together."""
     config = ModelConfig.from_directory(directory)
     plans = [Plan.of(spec(job, dtype), config, device=device) for job in range(jobs)]
-    model = load(directory, plans[0].dtype, device)
+    model = load(directory, plans[0].dtype, device, as_stored=True)
     processor = processor_under(directory, "0" * 64, SIDE * SIDE)
     features = FrozenFeatures(model, 4 << 30)
     learners = [Learner(model, State.fresh(config, plan), plan, features) for plan in plans]

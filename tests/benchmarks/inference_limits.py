@@ -66,6 +66,12 @@ class Limits:
         )
 
 
+def floats(dtype: str) -> torch.dtype:
+    """What a packed GEMM is measured in beside an engine of this precision: not every CPU multiplies bfloat16."""
+    bfloat16 = DEVICE == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.float32 if dtype == "float32" or not bfloat16 else torch.bfloat16
+
+
 def settle() -> None:
     """Waits for a device that works on after it was told."""
     if DEVICE == "cuda":

@@ -75,7 +75,7 @@ class Ours:
     def __init__(self, directory: Path, dtype: str, device: str, rows: int) -> None:
         config = ModelConfig.from_directory(directory)
         self.plan = Plan.of(spec(rows, dtype), config, device=device)
-        self.model = load(directory, self.plan.dtype, device)
+        self.model = load(directory, self.plan.dtype, device, as_stored=True)
         self.state = State.fresh(config, self.plan)
         self.processor = processor_under(directory, "0" * 64, PIXELS)
         self.rows = encoded_rows(directory, rows)

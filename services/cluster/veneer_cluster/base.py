@@ -23,12 +23,14 @@ class Base:
         model: its id within `models/`.
         directory: where it lies.
         parameters: how many it has.
+        stored_bytes: what they take as they are stored.
         kv_numbers: numbers that the keys and values of one token take, over all layers.
     """
 
     model: str
     directory: Path
     parameters: int
+    stored_bytes: int
     kv_numbers: int
 
 
@@ -55,8 +57,8 @@ def model_id(name: str) -> str:
     return (words if words[:1].isalpha() else f"model-{words}")[:63].rstrip("-")
 
 
-def parameters(directory: Path) -> int:
-    """Counts the parameters in a directory's safetensors files; reads their headers only.
+def weights(directory: Path) -> tuple[int, int]:
+    """Counts the parameters in a directory's safetensors files, and their bytes there; reads headers only.
 
     Raises:
         ClusterError: there are none.
@@ -65,7 +67,7 @@ def parameters(directory: Path) -> int:
     if not files:
         raise ClusterError(f"{directory} holds no *.safetensors file: name the directory of a base model")
     slots = [slot for file in files for slot in read_safetensors_header(file).slots.values()]
-    return sum(math.prod(slot.shape) for slot in slots)
+    return sum(math.prod(slot.shape) for slot in slots), sum(slot.end - slot.start for slot in slots)
 
 
 def _measured(model: str, directory: Path) -> Base:
@@ -74,7 +76,7 @@ def _measured(model: str, directory: Path) -> Base:
         kv_numbers = 2 * text["num_hidden_layers"] * text["num_key_value_heads"] * text["head_dim"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ClusterError(f"{directory} holds no config.json of a Qwen3-VL: {error!r}") from error
-    return Base(model, directory, parameters(directory), kv_numbers)
+    return Base(model, directory, *weights(directory), kv_numbers)
 
 
 def _fetch(reference: str) -> Path:

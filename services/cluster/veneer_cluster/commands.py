@@ -55,8 +55,8 @@ def up(
         return
     with folder.lock():
         found = base.find(base_reference)
-        kv_tokens = fit.kv_tokens(found, workers, replicas, machine.has_bf16(), machine.available_memory_bytes())
-        plan = Plan(found, folder, workers, replicas, machine.cores(), redis, kv_tokens)
+        room = fit.room(found, workers, replicas, machine.has_bf16(), machine.available_memory_bytes())
+        plan = Plan(found, folder, workers, replicas, machine.cores(), redis, room)
         token = credentials.ensure(folder)
         _run(plan, token, json)
 

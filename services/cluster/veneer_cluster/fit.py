@@ -17,20 +17,36 @@ LEAST_KV_TOKENS, MOST_KV_TOKENS = 2_048, 16_384
 
 @dataclass(frozen=True)
 class Need:
-    """Memory that a cluster is expected to take, in bytes."""
+    """Memory that a cluster is expected to take, in bytes; `weights_bytes` is what the base takes in a replica."""
 
     weights_bytes: int
     holders: int
     total_bytes: int
 
 
-def need(base: Base, workers: int, replicas: int, bf16: bool, kv_tokens: int) -> Need:
-    """Estimates a cluster's memory: each worker and each replica holds the base, each replica keys and values too."""
+@dataclass(frozen=True)
+class Room:
+    """What a replica gets: tokens of key-value memory, and whether it holds the base as it is stored."""
+
+    kv_tokens: int
+    as_stored: bool
+
+
+MOST_ROOM = Room(MOST_KV_TOKENS, as_stored=False)
+
+
+def need(base: Base, workers: int, replicas: int, bf16: bool, room: Room) -> Need:
+    """Estimates a cluster's memory: each worker and each replica holds the base, each replica keys and values too.
+
+    A worker holds it as it is stored where that takes less.
+    """
     number_bytes = 2 if bf16 else 4
-    weights_bytes = base.parameters * number_bytes
-    worker_bytes = round(weights_bytes * (1 + TRAINING_SHARE)) + TORCH_PROCESS_BYTES
-    replica_bytes = round(weights_bytes * (1 + SERVING_SHARE)) + TORCH_PROCESS_BYTES
-    replica_bytes += kv_tokens * base.kv_numbers * number_bytes
+    computed_bytes = base.parameters * number_bytes
+    stored_bytes = min(base.stored_bytes, computed_bytes)
+    weights_bytes = stored_bytes if room.as_stored else computed_bytes
+    worker_bytes = stored_bytes + round(computed_bytes * TRAINING_SHARE) + TORCH_PROCESS_BYTES
+    replica_bytes = weights_bytes + round(computed_bytes * SERVING_SHARE) + TORCH_PROCESS_BYTES
+    replica_bytes += room.kv_tokens * base.kv_numbers * number_bytes
     holders = workers + replicas
     # A worker's training child and a replica's engine hold the base; their parents are plain processes.
     plain = 4 + holders
@@ -38,19 +54,21 @@ def need(base: Base, workers: int, replicas: int, bf16: bool, kv_tokens: int) ->
     return Need(weights_bytes, holders, total_bytes)
 
 
-def kv_tokens(base: Base, workers: int, replicas: int, bf16: bool, available_bytes: int) -> int:
-    """Returns for how many tokens each replica gets key-value memory, at least what one conversation takes.
+def room(base: Base, workers: int, replicas: int, bf16: bool, available_bytes: int) -> Room:
+    """Returns what each replica gets: keys and values of one conversation at least, and the base as it computes.
+
+    Only where that does not fit replicas hold the base as it is stored, and answer more slowly.
 
     Raises:
         ClusterError: the cluster does not fit even so; with the figures, and what would fit.
     """
     usable_bytes = round(available_bytes * (1 - SPARE_SHARE))
-    least, most = (need(base, workers, replicas, bf16, tokens) for tokens in (LEAST_KV_TOKENS, MOST_KV_TOKENS))
-    if most.total_bytes <= usable_bytes:
-        return MOST_KV_TOKENS
-    if least.total_bytes <= usable_bytes:
-        share = (usable_bytes - least.total_bytes) / (most.total_bytes - least.total_bytes)
-        return LEAST_KV_TOKENS + int(share * (MOST_KV_TOKENS - LEAST_KV_TOKENS))
+    for as_stored in (False, True):
+        rooms = (Room(tokens, as_stored) for tokens in (LEAST_KV_TOKENS, MOST_KV_TOKENS))
+        least, most = (need(base, workers, replicas, bf16, each) for each in rooms)
+        if least.total_bytes <= usable_bytes:
+            share = min(1.0, (usable_bytes - least.total_bytes) / (most.total_bytes - least.total_bytes))
+            return Room(LEAST_KV_TOKENS + int(share * (MOST_KV_TOKENS - LEAST_KV_TOKENS)), as_stored)
     raise ClusterError(
         f"the base takes {_gb(least.weights_bytes)} in each of {least.holders} processes that hold it; "
         f"with all else that is {_gb(least.total_bytes)}, and {_gb(available_bytes)} of memory are free. "

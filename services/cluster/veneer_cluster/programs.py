@@ -14,7 +14,7 @@ from pathlib import Path
 
 from veneer_cluster import machine
 from veneer_cluster.base import Base
-from veneer_cluster.fit import MOST_KV_TOKENS
+from veneer_cluster.fit import MOST_ROOM, Room
 from veneer_cluster.folder import ClusterError, Folder
 
 SMALL_BASE = 100_000_000  # parameters: below, fp32 is as fast and takes no memory worth saving
@@ -58,7 +58,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be started where; `kv_tokens` is each replica's key-value memory."""
+    """What is to be started where; `room` is what each replica gets."""
 
     base: Base
     folder: Folder
@@ -66,7 +66,7 @@ class Plan:
     replicas: int
     cores: int
     redis: str | None = None
-    kv_tokens: int = MOST_KV_TOKENS
+    room: Room = MOST_ROOM
 
 
 # By module: flag and value. `{…}` is filled in from `_values`.
@@ -103,6 +103,7 @@ FLAGS: dict[str, dict[str, str]] = {
         "delegation-public-key-file": "{secrets}/delegation-public.pem",
         "threads": "{cores}",
         "dtype": "{dtype}",
+        "as-stored": "{as_stored}",
         "kv-tokens": "{kv_tokens}",
         "step-tokens": "{step_tokens}",
         "metrics-port": "0",
@@ -139,7 +140,8 @@ def programs(plan: Plan) -> list[Program]:
         "trainer": trainer,
         "inference": ",".join(replicas),
         "dtype": serving_dtype(plan.base),
-        "kv_tokens": plan.kv_tokens,
+        "as_stored": "true" if plan.room.as_stored else "false",
+        "kv_tokens": plan.room.kv_tokens,
         "step_tokens": SMALL_STEP_TOKENS if plan.base.parameters > SMALL_BASE else STEP_TOKENS,
     }
     serving_cores = max(1, plan.cores // plan.replicas)

@@ -46,6 +46,9 @@ class BlobStore(Protocol):
             FileNotFoundError: there is nothing there.
         """
 
+    def at_hand(self, location: str, size_bytes: int) -> bytes | bytearray | None:
+        """Returns what `whole` does where no disk or network is waited for; None where one would be, or may be."""
+
     def delete(self, location: str) -> None:
         """Removes it; nothing happens where there is none."""
 
@@ -215,9 +218,16 @@ class VersionStore(Protocol):
     """Versions with their rows, findings and holds."""
 
     def save(
-        self, tenant: str, dataset_id: str, made: "Made", labels: Mapping[str, str], pictures: set[str]
+        self, tenant: str, dataset_id: str, made: "Made", labels: Mapping[str, str], pictures: Sequence[str]
     ) -> "DatasetVersion":
         """Keeps what was made in one transaction; a version that exists gets the new report and labels.
+
+        Args:
+            tenant: whose.
+            dataset_id: of which dataset.
+            made: what.
+            labels: of the version.
+            pictures: digests of those that its rows name, sorted, none twice.
 
         Raises:
             NotFound: the dataset is gone.

@@ -47,6 +47,7 @@ async def serve(settings: InferenceSettings, announce: Callable[[str], None] = l
             settings.model_directory,
             settings.threads or os.cpu_count() or 1,
             dtype=settings.dtype,
+            as_stored=settings.as_stored,
             kv_tokens=settings.kv_tokens,
             step_tokens=settings.step_tokens,
             prefix_cache=settings.prefix_cache,

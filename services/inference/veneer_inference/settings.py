@@ -39,6 +39,9 @@ class InferenceSettings(ServerSettings):
         "How the base's numbers are held; auto: in eight bits where a held-out check allows it, else as is fastest.",
         "float32",
     )
+    as_stored: bool = setting(
+        "Keep large weights in the bits that they are stored in: half of what float32 takes, and slower answers.", False
+    )
     kv_tokens: int = setting("Tokens of key-value memory over all requests.", 16_384, 64, 1 << 40)
     step_tokens: int = setting("Tokens of a step at most; a longer prompt goes in pieces.", 512, 1, 1 << 20)
     prefix_cache: bool = setting("Compute equal beginnings of a tenant's prompts to one adapter once.", True)

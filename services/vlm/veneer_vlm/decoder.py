@@ -151,4 +151,4 @@ class Decoder(nn.Module):
         """
         config = self.config
         numbers = 3 * config.intermediate_size + 12 * config.hidden_size
-        return tokens * config.num_hidden_layers * numbers * self.embed_tokens.weight.element_size()
+        return tokens * config.num_hidden_layers * numbers * self.norm.weight.element_size()

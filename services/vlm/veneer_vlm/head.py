@@ -32,8 +32,8 @@ class DistinctRows:
     log_count_U: Tensor
 
     @classmethod
-    def of(cls, weight_V_D: Tensor) -> "DistinctRows | None":
-        """The distinct rows of a weight; None where they are more than half of all."""
+    def of(cls, weight_V_D: Tensor, dtype: torch.dtype | None = None) -> "DistinctRows | None":
+        """The distinct rows of a weight, in its dtype or another; None where they are more than half of all."""
         step = max(1, len(weight_V_D) // _SAMPLE)
         sample = _hashes(weight_V_D[::step])
         if 2 * len(torch.unique(sample)) > len(sample):
@@ -51,12 +51,17 @@ class DistinctRows:
             )
         ):
             return None
-        return cls(weight_U_D, row_V, counts_U.log())
+        return cls(weight_U_D.to(dtype or weight_U_D.dtype), row_V, counts_U.log())
 
 
 class Head(Linear):
-    """The model's `lm_head`; its weight must not change after the first product."""
+    """The model's `lm_head`; its weight must not change after the first product.
 
+    Attributes:
+        dtype: of hidden states and logits; None: the weight's.
+    """
+
+    dtype: torch.dtype | None = None
     _distinct: DistinctRows | None = None
     _searched = False
 
@@ -64,7 +69,7 @@ class Head(Linear):
         """The distinct rows of the weight, found at the first call; None where they would save nothing."""
         if not self._searched:
             with torch.inference_mode(False), torch.no_grad():  # found while serving, they must do for training too
-                self._distinct = DistinctRows.of(self.weight)
+                self._distinct = DistinctRows.of(self.weight, self.dtype)
             self._searched = True
         return self._distinct
 

@@ -4,14 +4,18 @@ Owns the seam at which a base linear may be computed in another way (packed for 
 `kernel` is another one, and nothing else in the model changes. What an adapter adds comes from `lora`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_LARGE = 1 << 20  # weights; with fewer MKL is as fast
+LARGE = 1 << 20
+"""Numbers of a weight that is worth a way of its own: in memory as it is stored, and on a CPU by oneDNN."""
+
+_WIDENED_AT_ONCE = 1 << 20  # numbers: 4 MB of float32 stay in a core's cache until they are multiplied
+_WIDENED_FOR_GRADIENT = 1 << 22  # numbers: there each piece adds to the whole gradient, so that fewer are better
 _ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
@@ -42,10 +46,10 @@ def embedding(rows: int, width: int) -> nn.Embedding:
 def product(input_T_I: Tensor, weight_O_I: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """Inputs times a frozen weight, (T, O); gradients flow to the inputs alone.
 
-    Large float32 weights on a CPU go through oneDNN: torch's own way, MKL, takes up to twice as long on AMD's.
+    A weight of another dtype than the inputs' is converted some rows at a time, and never there as a whole: one that is
+    stored in fewer bits takes no more memory than that, and says the same.
     """
-    large = weight_O_I.dtype is torch.float32 and weight_O_I.device.type == "cpu" and weight_O_I.numel() >= _LARGE
-    if not (large and _ONEDNN):
+    if weight_O_I.dtype is input_T_I.dtype and not _by_onednn(weight_O_I):
         return F.linear(input_T_I, weight_O_I, bias_O)
     product_T_O: Tensor = _Product.apply(input_T_I, weight_O_I, bias_O)  # type: ignore[no-untyped-call]
     return product_T_O
@@ -63,13 +67,43 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: _Context, input_T_I: Tensor, weight_O_I: Tensor, bias_O: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight_O_I)
-        product_T_O: Tensor = torch.ops.mkldnn._linear_pointwise(input_T_I, weight_O_I, bias_O, "none", [], "")
-        return product_T_O
+        parts = [_dense(input_T_I, rows_N_I) for rows_N_I in _converted(weight_O_I, input_T_I.dtype, _WIDENED_AT_ONCE)]
+        product_T_O = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        return product_T_O if bias_O is None else product_T_O.add_(bias_O)
 
     @staticmethod
     def backward(ctx: _Context, grad_T_O: Tensor) -> tuple[Tensor, None, None]:
         (weight_O_I,) = ctx.saved_tensors
-        return grad_T_O @ weight_O_I, None, None
+        grad_T_I: Tensor | None = None
+        done = 0
+        for rows_N_I in _converted(weight_O_I, grad_T_O.dtype, _WIDENED_FOR_GRADIENT):
+            grad_T_N = grad_T_O[:, done : done + len(rows_N_I)]
+            grad_T_I = grad_T_N @ rows_N_I if grad_T_I is None else grad_T_I.addmm_(grad_T_N, rows_N_I)
+            done += len(rows_N_I)
+        assert grad_T_I is not None  # noqa: S101  # a weight has rows
+        return grad_T_I, None, None
+
+
+def _by_onednn(weight_O_I: Tensor) -> bool:
+    """Whether products with a weight go through oneDNN: torch's own way, MKL, takes up to twice as long on AMD's."""
+    large = weight_O_I.dtype is torch.float32 and weight_O_I.device.type == "cpu" and weight_O_I.numel() >= LARGE
+    return large and _ONEDNN
+
+
+def _dense(input_T_I: Tensor, weight_O_I: Tensor) -> Tensor:
+    if not _by_onednn(weight_O_I):
+        return F.linear(input_T_I, weight_O_I)
+    product_T_O: Tensor = torch.ops.mkldnn._linear_pointwise(input_T_I, weight_O_I, None, "none", [], "")
+    return product_T_O
+
+
+def _converted(weight_O_I: Tensor, dtype: torch.dtype, numbers: int) -> Iterator[Tensor]:
+    """The rows (N, I) of a weight in a dtype, about so many numbers at a time; all at once where they have it."""
+    if weight_O_I.dtype is dtype:
+        yield weight_O_I
+        return
+    for rows_N_I in torch.split(weight_O_I, max(1, numbers // weight_O_I.shape[1])):
+        yield rows_N_I.to(dtype)
 
 
 class FusedLinear(nn.Module):

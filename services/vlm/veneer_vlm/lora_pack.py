@@ -22,7 +22,7 @@ class _Packed:
     Attributes:
         a_R_I: every A of every part, scaled, one below another.
         owner_R: which adapter each of its rows belongs to.
-        parts: for each linear the rows of `a_R_I` that are its own, and its B as (R, O); None where nobody adapts it.
+        parts: for each linear the rows of `a_R_I` that are its own, and its B as (O, R); None where nobody adapts it.
     """
 
     a_R_I: Tensor
@@ -64,7 +64,7 @@ class AdapterPack:
                 rows.append(adapter.pairs[name].a_R_I * adapter.config.scale)
                 owners += [owner] * adapter.config.r
             columns = [adapter.pairs[name].b_O_R for _, adapter in worn]
-            parts.append((slice(start, len(owners)), torch.cat(columns, 1).T.contiguous()) if worn else None)
+            parts.append((slice(start, len(owners)), torch.cat(columns, 1)) if worn else None)
         if not rows:
             return None
         return _Packed(torch.cat(rows), torch.tensor(owners, device=rows[0].device), tuple(parts))
@@ -105,8 +105,8 @@ class PackedAdapterBatch:
         return PackedAdapterBatch(self._pack, self._owner_T[start:stop])
 
 
-def _added(output_T_O: Tensor, inner_T_R: Tensor, b_R_O: Tensor) -> Tensor:
+def _added(output_T_O: Tensor, inner_T_R: Tensor, b_O_R: Tensor) -> Tensor:
     """Rounded once, into the output's dtype."""
-    if output_T_O.dtype == b_R_O.dtype:
-        return torch.addmm(output_T_O, inner_T_R, b_R_O)
-    return (output_T_O + inner_T_R @ b_R_O).to(output_T_O.dtype)
+    if output_T_O.dtype == b_O_R.dtype:
+        return torch.addmm(output_T_O, inner_T_R, b_O_R.T)  # a B that lies by outputs is read a third faster
+    return (output_T_O + inner_T_R @ b_O_R.T).to(output_T_O.dtype)

@@ -14,7 +14,7 @@ from veneer_vlm.config import ModelConfig
 from veneer_vlm.decoder import Decoder
 from veneer_vlm.head import Head
 from veneer_vlm.layout import HEAD
-from veneer_vlm.linear import Adapters, FusedLinear
+from veneer_vlm.linear import LARGE, Adapters, FusedLinear
 from veneer_vlm.vision import Grid, VisionTower, VisualFeatures
 
 
@@ -35,19 +35,34 @@ class VisionLanguageModel(nn.Module):
 
     @classmethod
     def empty(
-        cls, config: ModelConfig, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        cls,
+        config: ModelConfig,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        stored: torch.dtype | None = None,
     ) -> "VisionLanguageModel":
-        """A model of this shape whose parameters hold nothing yet; `weights` fills them."""
+        """A model of this shape whose parameters hold nothing yet; `weights` fills them.
+
+        Args:
+            config: the shape.
+            dtype: of hidden states and parameters.
+            device: of the parameters.
+            stored: of the linears' large weights and of the embedding, in place of `dtype`.
+        """
         with torch.device("meta"):
             model = cls(config)
         for module in model.modules():
             # Not by `to_empty`: on the meta device it has torch import its compiler, a second of every process.
             for name, parameter in list(module.named_parameters(recurse=False)):
-                values = torch.empty(parameter.shape, dtype=dtype, device=device)
+                large = parameter.numel() >= LARGE and (
+                    isinstance(module, FusedLinear) or module is model.language_model.embed_tokens
+                )
+                values = torch.empty(parameter.shape, dtype=stored or dtype if large else dtype, device=device)
                 setattr(module, name, nn.Parameter(values, requires_grad=False))
         if config.tie_word_embeddings:
             # An embedding's weight is a Parameter, though its stub says Tensor.
             model.lm_head.weight = model.language_model.embed_tokens.weight  # type: ignore[assignment]
+        model.lm_head.dtype = dtype
         return model.eval()
 
     def slots(self) -> dict[str, Tensor]:
@@ -65,8 +80,8 @@ class VisionLanguageModel(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the weights and of the hidden states."""
-        return self.language_model.embed_tokens.weight.dtype
+        """That of the hidden states, and of all weights but large ones that are as they were stored."""
+        return self.language_model.norm.weight.dtype
 
     @property
     def device(self) -> torch.device:
@@ -98,7 +113,7 @@ class VisionLanguageModel(nn.Module):
         Raises:
             ValueError: image tokens and features differ in number.
         """
-        hidden_T_D = self.language_model.embed_tokens(ids_T)
+        hidden_T_D = self.language_model.embed_tokens(ids_T).to(self.dtype)
         visual_index_M = (ids_T == self.config.image_token_id).nonzero().squeeze(-1)
         features = 0 if visual is None else len(visual.tokens_M_D)
         if len(visual_index_M) != features:

@@ -56,11 +56,22 @@ def locate(reference: str) -> Path:
 
 
 def load(
-    directory: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    directory: Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    *,
+    as_stored: bool = False,
 ) -> VisionLanguageModel:
     """A model filled from `model.safetensors`, or from the shards that `model.safetensors.index.json` lists.
 
     Tensors are mapped and copied one by one, so that the peak is the model plus a tensor.
+
+    Args:
+        directory: of the base.
+        dtype: of hidden states and weights.
+        device: of the weights.
+        as_stored: on a CPU, large weights that are stored in fewer bits than `dtype` has stay so: half the memory, and
+            products of the same numbers.
 
     Raises:
         ConfigError: its configuration is not one this forward pass has.
@@ -70,6 +81,7 @@ def load(
     shapes = tensor_shapes(config)
     files = _files_by_tensor(directory)
     tied_head = f"{HEAD}.weight" if config.tie_word_embeddings else None
+    dtypes = set[torch.dtype]()
     violations = [f"tensor {name} is missing" for name in shapes if name not in files]
     violations += [f"tensor {name} is unknown" for name in files if name not in shapes and name != tied_head]
     for name, tensor in _tensors(files):
@@ -78,10 +90,13 @@ def load(
             violations.append(f"tensor {name} has shape {tuple(tensor.shape)}, {wanted} is needed")
         elif not tensor.is_floating_point():
             violations.append(f"tensor {name} is {tensor.dtype}, a float is needed")
+        dtypes.add(tensor.dtype)
     if violations:
         raise WeightsError(str(directory), violations)
 
-    model = VisionLanguageModel.empty(config, dtype, device)
+    (stored,) = dtypes if as_stored and len(dtypes) == 1 and torch.device(device).type == "cpu" else (dtype,)
+    narrower = stored in (torch.bfloat16, torch.float16) and stored.itemsize < dtype.itemsize
+    model = VisionLanguageModel.empty(config, dtype, device, stored if narrower else None)
     slots = model.slots()
     if tied_head:
         # Some tools store the head although it is tied; that is harmless as long as it says the same.

@@ -29,6 +29,9 @@ class MemoryBlobs:
     def whole(self, location: str, size_bytes: int) -> bytes:
         return b"".join(self.read(location))
 
+    def at_hand(self, location: str, size_bytes: int) -> bytes | None:
+        return self.whole(location, size_bytes) if location in self._blobs else None
+
     def delete(self, location: str) -> None:
         self._blobs.pop(location, None)
 

@@ -1,8 +1,10 @@
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from veneer_dataset.adapters.folder_blobs import FolderBlobs
 from veneer_dataset.ports import BlobStore
 
 
@@ -23,6 +25,7 @@ def test_what_was_put_is_read_from_any_offset(store: BlobStore, tmp_path: Path, 
         assert all(0 < len(piece) <= 1 << 20 for piece in pieces)
     assert store.whole("acme/ab/abc-1", size) == data[:size]
     assert store.whole("acme/ab/abc-1", size + 1) == data[:size]  # that it is cut short is the reader's to see
+    assert store.at_hand("acme/ab/abc-1", size) in (data[:size], None)
 
 
 def test_what_is_not_there(store: BlobStore) -> None:
@@ -30,7 +33,16 @@ def test_what_is_not_there(store: BlobStore) -> None:
         list(store.read("acme/ab/none"))
     with pytest.raises(FileNotFoundError):
         store.whole("acme/ab/none", 5)
+    assert store.at_hand("acme/ab/none", 5) is None
     store.delete("acme/ab/none")
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="needs Linux, which tells what is in its memory")
+def test_a_folder_gives_what_was_written_just_now_without_a_wait(tmp_path: Path) -> None:
+    store = FolderBlobs(tmp_path / "blobs")
+    put(store, tmp_path, "acme/ab/abc-1", b"here")
+    assert store.at_hand("acme/ab/abc-1", 4) == b"here"
+    assert store.at_hand("acme/ab/abc-1", 5) is None
 
 
 def test_delete_and_list(store: BlobStore, tmp_path: Path) -> None:

@@ -88,8 +88,8 @@ def test_versions(database: Database, tmp_path: Path) -> None:
     datasets, versions = SqlDatasets(database), SqlVersions(database)
     datasets.insert("acme", new_dataset("d"))
     with made_of(tmp_path, ROWS) as made:
-        version = versions.save("acme", "d", made, {"a": "b"}, set())
-        assert versions.save("acme", "d", made, {"a": "c"}, set()).labels == {"a": "c"}
+        version = versions.save("acme", "d", made, {"a": "b"}, [])
+        assert versions.save("acme", "d", made, {"a": "c"}, []).labels == {"a": "c"}
     assert (version.report.accepted_rows, version.report.refused_rows) == (5, 1)
     stored = versions.get("acme", "d", version.digest[:12])
     assert stored.version.digest == version.digest
@@ -130,7 +130,7 @@ def test_versions(database: Database, tmp_path: Path) -> None:
 def test_a_picture_that_is_gone_keeps_a_version_from_being_saved(database: Database, tmp_path: Path) -> None:
     SqlDatasets(database).insert("acme", new_dataset("d"))
     with made_of(tmp_path, ROWS) as made, pytest.raises(Aborted):
-        SqlVersions(database).save("acme", "d", made, {}, {"0" * 64})
+        SqlVersions(database).save("acme", "d", made, {}, ["0" * 64])
     assert not SqlVersions(database).page("acme", "d", None, 5)
 
 
@@ -157,7 +157,7 @@ def test_a_picture_that_a_version_names_is_not_collected(database: Database, tmp
     named, loose = (Blob("acme", digit * 64, 1, f"acme/{digit}") for digit in "12")
     index.add("acme", [named, loose])
     with made_of(tmp_path, ROWS) as made:
-        SqlVersions(database).save("acme", "d", made, {}, {named.digest})
+        SqlVersions(database).save("acme", "d", made, {}, [named.digest])
     assert list(index.collect(datetime.now(UTC) + timedelta(hours=1), 10)) == [loose]
 
 

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +27,7 @@ from veneer_rpc.delegation import new_key_pair
 from veneer_rpc.tokens import add_token
 
 Message = Answer = Any  # of generated code
+Start = Any  # of the folder above
 ROWS, VALIDATION_ROWS = 12, 4
 LEASE_S = 5.0  # a busy machine holds a heartbeat back for seconds
 # A job seconds long, so that there is time to interfere, with everything that a checkpoint must hold: dropout,
@@ -74,14 +74,13 @@ class _Token(
 class Process:
     """A process that says in its first line that it is ready."""
 
-    def __init__(self, module: str, flags: dict[str, str], ready: str, log: Path, variables: dict[str, str]) -> None:
+    def __init__(
+        self, start_process: Start, module: str, flags: dict[str, str], ready: str, log: Path, **variables: str
+    ) -> None:
         self.log = log
-        command = [sys.executable, "-m", module, *(text for name, value in flags.items() for text in (name, value))]
+        arguments = [text for name, value in flags.items() for text in (name, value)]
         with log.open("a") as file:
-            self.process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=file, text=True, env=os.environ | variables
-            )
-        assert self.process.stdout is not None
+            self.process = start_process(module, arguments, file, **variables)
         line = self.process.stdout.readline()
         assert line.startswith(ready), log.read_text()[-4000:]
 
@@ -106,15 +105,14 @@ class Process:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-        assert self.process.stdout is not None
         self.process.stdout.close()
 
 
 class Cluster:
     """Dataset service and trainer; workers come and go."""
 
-    def __init__(self, folder: Path, base: Path) -> None:
-        self.folder, self.base = folder, base
+    def __init__(self, folder: Path, base: Path, start_process: Start) -> None:
+        self.folder, self.base, self._start_process = folder, base, start_process
         self.processes: list[Process] = []
         self._channels: dict[str, grpc.Channel] = {}
         private, public = new_key_pair()
@@ -178,7 +176,8 @@ class Cluster:
     def _start(
         self, module: str, flags: dict[str, str], ready: str, variables: dict[str, str] | None = None
     ) -> Process:
-        process = Process(module, flags, ready, self.folder / f"{module}.log", variables or {})
+        log = self.folder / f"{module}.log"
+        process = Process(self._start_process, module, flags, ready, log, **variables or {})
         self.processes.append(process)
         return process
 
@@ -250,9 +249,9 @@ class Cluster:
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory, byte_base: Path) -> Iterator[Cluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory, byte_base: Path, start_process: Start) -> Iterator[Cluster]:
     os.environ["OMP_NUM_THREADS"] = "1"
-    made = Cluster(tmp_path_factory.mktemp("cluster"), byte_base)
+    made = Cluster(tmp_path_factory.mktemp("cluster"), byte_base, start_process)
     yield made
     made.close()
 

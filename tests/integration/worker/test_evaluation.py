@@ -15,7 +15,7 @@ from veneer.trainer.v1 import evaluation_pb2, training_job_pb2, worker_service_p
 from veneer_rpc.delegation import DelegationSigner, DelegationVerifier
 from veneer_trainer.domain.evaluations import METRICS
 
-from .conftest import Cluster, Process, push, until
+from .conftest import Cluster, Process, Start, push, until
 
 pytestmark = pytest.mark.timeout(300)
 Message = Answer = Any  # of generated code
@@ -134,7 +134,7 @@ class Stage:
 
 
 @pytest.fixture(scope="module")
-def stage(cluster: Cluster) -> Iterator[Stage]:
+def stage(cluster: Cluster, start_process: Start) -> Iterator[Stage]:
     made = Stage(cluster)
     flags = {
         "--data": str(cluster.folder / "evaluator"), "--name": "evaluator", "--models": f"tiny={cluster.base}",
@@ -143,7 +143,7 @@ def stage(cluster: Cluster) -> Iterator[Stage]:
         "--die-with-parent": "true",
     }  # fmt: skip
     log = cluster.folder / "evaluator.log"
-    worker = Process("veneer_trainer.worker", flags, "veneer_worker evaluator ready", log, {})
+    worker = Process(start_process, "veneer_trainer.worker", flags, "veneer_worker evaluator ready", log)
     yield made
     worker.close()
     assert worker.wait() == 0, log.read_text()[-2000:]

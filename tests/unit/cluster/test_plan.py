@@ -13,12 +13,13 @@ from safetensors.numpy import save_file
 
 from veneer_cluster import base, credentials, fit, programs
 from veneer_cluster.base import Base
+from veneer_cluster.fit import Room
 from veneer_cluster.folder import ClusterError, ClusterState, Folder, ProcessState
 from veneer_cluster.programs import FLAGS, Plan, Probe
 from veneer_rpc.delegation import DelegationSigner, DelegationVerifier
 from veneer_rpc.tokens import TokenFile
 
-QWEN = Base("qwen3-vl-2b-instruct", Path("/models/qwen"), 2_130_000_000, 2 * 28 * 8 * 128)
+QWEN = Base("qwen3-vl-2b-instruct", Path("/models/qwen"), 2_130_000_000, 4_260_000_000, 2 * 28 * 8 * 128)
 
 
 @pytest.fixture
@@ -51,30 +52,44 @@ def test_a_base_is_measured_without_loading_it(tmp_path: Path) -> None:
     for each in (directory, tmp_path):
         (each / "config.json").write_text(json.dumps({"text_config": text}))
     found = base.find(str(directory))
-    assert found == Base("tiny-base", directory, 22, 60)
+    assert found == Base("tiny-base", directory, 22, 58, 60)
     with pytest.raises(ClusterError, match=r"holds no \*\.safetensors file"):
         base.find(str(tmp_path))
 
 
 def test_a_cluster_that_cannot_fit_is_refused_with_figures() -> None:
-    needed = fit.need(QWEN, workers=1, replicas=2, bf16=True, kv_tokens=fit.LEAST_KV_TOKENS)
+    needed = fit.need(QWEN, workers=1, replicas=2, bf16=True, room=Room(fit.LEAST_KV_TOKENS, as_stored=False))
     assert needed.weights_bytes == 4_260_000_000
     assert 3 * needed.weights_bytes < needed.total_bytes < 20_000_000_000
     with pytest.raises(ClusterError, match=r"4\.3 GB in each of 3 .* and 8\.0 GB of memory are free"):
-        fit.kv_tokens(QWEN, 1, 2, True, 8_000_000_000)
-    assert fit.need(QWEN, 1, 2, False, 0).weights_bytes == 2 * needed.weights_bytes
+        fit.room(QWEN, 1, 2, True, 8_000_000_000)
+    for as_stored, times in ((False, 2), (True, 1)):
+        in_float32 = fit.need(QWEN, 1, 2, False, Room(0, as_stored))
+        assert in_float32.weights_bytes == times * needed.weights_bytes
 
 
-@pytest.mark.parametrize("available_bytes", [22_000_000_000, 24_000_000_000])
+@pytest.mark.parametrize("available_bytes", [18_000_000_000, 20_000_000_000])
 def test_replicas_remember_as_many_tokens_as_memory_has_room_for(available_bytes: int) -> None:
-    tokens = fit.kv_tokens(QWEN, 1, 1, False, available_bytes)
-    assert fit.LEAST_KV_TOKENS < tokens < fit.MOST_KV_TOKENS
-    assert 0.94 * available_bytes < fit.need(QWEN, 1, 1, False, tokens).total_bytes <= 0.95 * available_bytes
-    assert fit.kv_tokens(QWEN, 1, 1, False, 2 * available_bytes) == fit.MOST_KV_TOKENS
+    room = fit.room(QWEN, 1, 1, False, available_bytes)
+    assert fit.LEAST_KV_TOKENS < room.kv_tokens < fit.MOST_KV_TOKENS
+    assert not room.as_stored
+    assert 0.94 * available_bytes < fit.need(QWEN, 1, 1, False, room).total_bytes <= 0.95 * available_bytes
+    assert fit.room(QWEN, 1, 1, False, 2 * available_bytes) == Room(fit.MOST_KV_TOKENS, as_stored=False)
+
+
+def test_replicas_hold_the_base_as_it_is_stored_only_where_it_does_not_fit_otherwise() -> None:
+    room = fit.room(QWEN, 1, 1, False, 14_000_000_000)
+    assert room.as_stored
+    assert fit.LEAST_KV_TOKENS < room.kv_tokens < fit.MOST_KV_TOKENS
+    with pytest.raises(ClusterError, match=r"4\.3 GB in each of 2 .* and 11\.0 GB of memory are free"):
+        fit.room(QWEN, 1, 1, False, 11_000_000_000)
+    whole = Base("whole", Path("/models/whole"), 2_130_000_000, 8_520_000_000, 2 * 28 * 8 * 128)
+    with pytest.raises(ClusterError, match=r"8\.5 GB"):
+        fit.room(whole, 1, 1, False, 14_000_000_000)
 
 
 def test_programs_agree_on_addresses_models_and_order(folder: Folder) -> None:
-    plan = Plan(QWEN, folder, workers=2, replicas=2, cores=8, kv_tokens=4321)
+    plan = Plan(QWEN, folder, workers=2, replicas=2, cores=8, room=Room(4321, as_stored=True))
     started = {program.name: program for program in programs.programs(plan)}
     flags = {
         name: dict(zip(program.command[3::2], program.command[4::2], strict=True))

@@ -10,7 +10,7 @@ from veneer_vlm import linear
 
 @pytest.fixture(params=["every weight is large", "no weight is"])
 def _large(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "_LARGE", 0 if request.param == "every weight is large" else 1 << 60)
+    monkeypatch.setattr(linear, "LARGE", 0 if request.param == "every weight is large" else 1 << 60)
 
 
 @pytest.mark.usefixtures("_large")
@@ -30,6 +30,23 @@ def test_a_product_is_the_linears(rows: int, biased: bool, dtype: torch.dtype) -
     assert_close(torch.autograd.grad(product, ours, up), torch.autograd.grad(expected, theirs, up))
     with torch.inference_mode():
         assert_close(linear.product(wide[:, ::2], weight, chosen), expected.detach())
+
+
+@pytest.mark.usefixtures("_large")
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("rows", [0, 1, 37])
+def test_a_weight_of_fewer_bits_is_as_good(rows: int, biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, times in (("_WIDENED_AT_ONCE", 7), ("_WIDENED_FOR_GRADIENT", 13)):
+        monkeypatch.setattr(linear, name, times * 80)  # rows at a time, of 96
+    draw = torch.Generator().manual_seed(0)
+    given = torch.randn(rows, 80, generator=draw)
+    weight = torch.randn(96, 80, generator=draw).bfloat16()
+    bias = torch.randn(96, generator=draw) if biased else None
+    up = torch.randn(rows, 96, generator=draw)
+    ours, theirs = (given.clone().requires_grad_() for _ in range(2))
+    product, expected = linear.product(ours, weight, bias), F.linear(theirs, weight.float(), bias)
+    assert_close(product, expected)
+    assert_close(torch.autograd.grad(product, ours, up), torch.autograd.grad(expected, theirs, up))
 
 
 def test_large_float32_goes_another_way_than_small(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
+from veneer_vlm.attention import PackedAttention
 from veneer_vlm.errors import WeightsError
 from veneer_vlm.weights import load, locate
 
@@ -55,6 +56,30 @@ def test_shards_load_like_one_file(toy: Toy, directory: Path) -> None:
 def test_bfloat16_rounds_every_tensor_once(toy: Toy, directory: Path) -> None:
     for name, slot in load(directory, torch.bfloat16).slots().items():
         assert torch.equal(slot, toy.model.slots()[name].bfloat16())
+
+
+def test_large_weights_stay_as_they_are_stored_and_say_the_same(
+    toy: Toy, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = directory / "model.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(path).items()}, path)
+    monkeypatch.setattr("veneer_vlm.model.LARGE", 1000)
+    kept, widened = load(directory, as_stored=True), load(directory)
+    dtypes = {name: slot.dtype for name, slot in kept.slots().items()}
+    narrow = {name.split(".")[-2] for name, dtype in dtypes.items() if dtype is torch.bfloat16}
+    assert narrow >= {"q_proj", "down_proj", "embed_tokens", "linear_fc1", "qkv"}
+    assert all(dtype is torch.float32 for name, dtype in dtypes.items() if "norm" in name or "pos_embed" in name)
+    assert kept.dtype is widened.dtype is torch.float32
+    row = toy.row(0, (5, 4), [(4, 6)])
+    outputs = []
+    for model in (kept, widened):
+        visual = model.see(row.patches_P_X, row.grids)
+        hidden_T_D = model(row.ids_T, toy.positions(row), PackedAttention([len(row.ids_T)]), visual)
+        outputs.append(model.logits(hidden_T_D))
+    assert_close(*outputs)
+    assert load(directory, torch.bfloat16, as_stored=True).lm_head.weight.dtype is torch.bfloat16
+    save_file(load_file(path) | {"model.language_model.norm.weight": torch.ones(toy.config.text.hidden_size)}, path)
+    assert load(directory, as_stored=True).lm_head.weight.dtype is torch.float32  # of several dtypes: nothing is kept
 
 
 def test_everything_wrong_is_listed_at_once(directory: Path) -> None:

@@ -40,6 +40,9 @@ class ObjectBlobs:
         """See BlobStore."""
         return b"".join(self.read(location))
 
+    def at_hand(self, location: str, size_bytes: int) -> None:
+        """See BlobStore."""
+
     def delete(self, location: str) -> None:
         """See BlobStore."""
         try:

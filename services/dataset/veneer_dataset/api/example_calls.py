@@ -6,9 +6,9 @@ from contextlib import closing
 from veneer.dataset.v1 import dataset_service_pb2
 from veneer_dataset.api.app import App, tenant
 from veneer_dataset.api.example_wire import batch_messages, example_messages
-from veneer_dataset.api.handover import drawn, in_thread
+from veneer_dataset.api.handover import drawn, in_thread, stepped
 from veneer_dataset.api.requests import examples_request
-from veneer_dataset.domain.examples import Wanted
+from veneer_dataset.domain.examples import PictureForm, Wanted
 
 
 class ExampleCalls:
@@ -27,15 +27,17 @@ class ExampleCalls:
             request.split, checked.shuffle, request.offset, request.limit, checked.form, counting, request.batched
         )
 
-        def serialized() -> Iterator[list[bytes]]:
-            """ReadExamplesResponses on the wire: made in the reading thread, not where all calls are served."""
+        def serialized() -> Iterator[list[bytes] | None]:
+            """ReadExamplesResponses on the wire, about 1 MiB of them at a time; None before what may wait."""
             with closing(self._app.examples.read(whose, stored, wanted)) as pieces:
                 for piece in pieces:
                     if isinstance(piece, bytes):
                         yield [piece]
                     else:
-                        yield to_messages(piece) if piece else []
+                        yield to_messages(piece) if piece else None
 
-        async for some in drawn(serialized):
-            for message in some:
+        # Originals take little but what is in memory; all other forms are made in a thread, not where calls are served.
+        steps = stepped(serialized) if checked.form is PictureForm.ORIGINAL else drawn(serialized)
+        async for some in steps:
+            for message in some or ():
                 yield message

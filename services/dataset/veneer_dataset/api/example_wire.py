@@ -19,7 +19,7 @@ from veneer_dataset.domain.packed import PictureHole
 
 MAX_PIECE_BYTES = 1024 * 1024
 
-_Pieces = list[bytes | memoryview]
+_Pieces = list[bytes | bytearray | memoryview]
 
 _LENGTH_DELIMITED = 2
 _ROLES = {
@@ -106,40 +106,46 @@ def _framed(
 
 def _filled(body: bytes, contents: Sequence[tuple[PictureHole, Content]]) -> tuple[_Pieces, list[bytes]]:
     """A row's bytes with its pictures put in, and PictureChunks with what of them does not fit into one message."""
-    pieces: _Pieces = []
+    parts: list[tuple[PictureHole, _Pieces]] = []
     chunks: list[bytes] = []
-    room_bytes, done = MAX_PIECE_BYTES, 0
-    said: _Pieces = []  # of the message that begins at `message_at` and ends at `end`
-    message_at = end = 0
+    grown_bytes: dict[int, int] = {}  # by where a message begins
+    room_bytes = MAX_PIECE_BYTES
     for number, (hole, content) in enumerate(contents):
-        if not said or hole.message_at != message_at:
-            if said:
-                pieces += _field(3, [*said, body[done:end]])
-                done = end
-            message_at = hole.message_at
-            pieces.append(body[done:message_at])
-            done, end = _span(body, message_at)
-            said = []
-        flat = np.ascontiguousarray(content).reshape(-1).data if isinstance(content, np.ndarray) else content
-        data = memoryview(flat)
-        inline = data[:room_bytes]
+        data = np.ascontiguousarray(content).reshape(-1).data if isinstance(content, np.ndarray) else content
+        inline = data if len(data) <= room_bytes else memoryview(data)[:room_bytes]
         room_bytes -= len(inline)
-        picture = _field(1, [inline])  # Picture.data
         if isinstance(content, np.ndarray):
             height, width = content.shape[:2]
             rgb = _field(4, [inline]) if inline else []
-            blob = _field(1, [hole.digest.encode()])
-            picture = _field(3, [*blob, *_number(2, width), *_number(3, height), *rgb])
-        said += (body[done : hole.part_at], *_field(2, _field(2, picture)))
-        done = hole.part_at + _HOLE_BYTES
+            picture = [_sized(1, hole.digest.encode()), *_number(2, width), *_number(3, height), *rgb]
+            part = _field(2, _field(2, _field(3, picture)))
+        else:
+            part = [_file_head(len(inline)), inline]
+        parts.append((hole, part))
+        grown_bytes[hole.message_at] = grown_bytes.get(hole.message_at, 0) + sum(map(len, part)) - _HOLE_BYTES
         for start in range(len(inline), len(data), MAX_PIECE_BYTES):
-            chunk = [*_number(1, number), *_field(2, [data[start : start + MAX_PIECE_BYTES]])]
+            chunk = [*_number(1, number), *_field(2, [memoryview(data)[start : start + MAX_PIECE_BYTES]])]
             chunks.append(b"".join(_field(2, chunk)))
-    if said:
-        pieces += _field(3, [*said, body[done:end]])
-        done = end
+    pieces: _Pieces = []
+    message_at, done = -1, 0
+    for hole, part in parts:
+        if hole.message_at != message_at:
+            message_at = hole.message_at
+            content_at, end = _span(body, message_at)
+            pieces += (body[done:message_at], _head(3, end - content_at + grown_bytes[message_at]))
+            done = content_at
+        pieces += (body[done : hole.part_at], *part)
+        done = hole.part_at + _HOLE_BYTES
     pieces.append(body[done:])
     return pieces, chunks
+
+
+@lru_cache(4096)
+def _file_head(size_bytes: int) -> bytes:
+    """What stands before so many bytes of a picture's file: the heads of Message.parts, Part.picture, Picture.data."""
+    data = _head(1, size_bytes)
+    picture = _head(2, len(data) + size_bytes) + data
+    return _head(2, len(picture) + size_bytes) + picture
 
 
 def _span(data: bytes, at: int) -> tuple[int, int]:
@@ -158,7 +164,7 @@ def _sized(number: int, content: bytes) -> bytes:
     return _head(number, len(content)) + content
 
 
-def _field(number: int, pieces: Sequence[bytes | memoryview]) -> _Pieces:
+def _field(number: int, pieces: Sequence[bytes | bytearray | memoryview]) -> _Pieces:
     """A field of bytes, of text or of a message."""
     return [_head(number, sum(map(len, pieces))), *pieces]
 

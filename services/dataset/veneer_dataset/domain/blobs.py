@@ -92,6 +92,10 @@ class Blobs:
             raise DataLoss("BLOB_LOST", f"blob {blob.digest} lacks {blob.size_bytes - len(data)} bytes")
         return data
 
+    def at_hand(self, blob: Blob) -> bytes | bytearray | None:
+        """All bytes of a blob where no disk or network is waited for; None where one may be."""
+        return self._store.at_hand(blob.location, blob.size_bytes)
+
     def add(self, tenant: str, files: Sequence[tuple[str, Path]]) -> None:
         """Takes whole files in, by the digest of each; they are moved. One that was there already stays."""
 

@@ -23,7 +23,7 @@ _RESIZED_BYTES_AT_ONCE = 16 * 1024 * 1024
 _BYTES_AT_ONCE = 1024 * 1024  # small enough to stay in a core's cache from the disk to the wire
 _LOOKS_EVERY_S = 0.1  # whether the version is still there
 
-Content = bytes | NDArray[np.uint8]
+Content = bytes | bytearray | NDArray[np.uint8]
 """A picture's file, or its pixels, (height, width, 3)."""
 
 
@@ -83,10 +83,10 @@ class Examples:
         self._sources = sources
 
     def read(self, tenant: str, stored: StoredVersion, wanted: Wanted) -> Generator[Piece | bytes | None, None, None]:
-        """Yields rows in the wanted order, about 1 MiB at a time; None while they are made ready.
+        """Yields rows in the wanted order, about 1 MiB at a time; None before what may wait, for a disk or for others.
 
         Bytes are rows that are sent together and stand so in the pack already, with their heads. A row whose pictures
-        alone are so large is the last of its piece.
+        alone are so large is the last of its piece. Of pictures as uploaded, what follows a piece waits for nothing.
 
         Raises:
             NotFound: the version has no such split, or was deleted.
@@ -110,6 +110,7 @@ class Examples:
             look_s = time.monotonic() + _LOOKS_EVERY_S
             for piece in self._pieces(tenant, rows, order[:end], wanted):
                 if time.monotonic() > look_s:
+                    yield None
                     if not self._versions.exists(stored.key):
                         raise deleted()
                     look_s = time.monotonic() + _LOOKS_EVERY_S
@@ -122,7 +123,7 @@ class Examples:
 
     def _pieces(
         self, tenant: str, rows: PackedRows, order: NDArray[np.int64], wanted: Wanted
-    ) -> Iterator[Piece | bytes]:
+    ) -> Iterator[Piece | bytes | None]:
         at = wanted.offset
         if wanted.form is PictureForm.DIGEST and wanted.batched and wanted.shuffle is None:
             while at < len(order):
@@ -136,50 +137,86 @@ class Examples:
                 yield Piece(at, some_bodies, ())
                 at += len(some_bodies)
             return
-        rows_at_once = _rows_at_once(wanted)
-        bodies: list[bytes] = []
-        contents: list[list[tuple[PictureHole, Content]]] = []
-        size_bytes = 0
+        read = self._originals if wanted.counting is None else self._resized
+        yield from read(tenant, rows, order, wanted)
+
+    def _originals(
+        self, tenant: str, rows: PackedRows, order: NDArray[np.int64], wanted: Wanted
+    ) -> Iterator[Piece | None]:
+        """Pictures as uploaded, each read when it is its turn; from memory if it is there, once a piece was sent."""
+        gathered, waits = _Gathered(wanted.offset), True
+        at = wanted.offset
+        while at < len(order):
+            if not waits:
+                yield None
+                waits = True
+            some = rows.some_rows(order[at : at + _ROWS_AT_ONCE])
+            at += len(some)
+            for row in some:
+                contents: list[Content] = []
+                for picture in row.pictures:
+                    blob = _blob(tenant, picture)
+                    content = None if waits else self._blobs.at_hand(blob)
+                    if content is None:
+                        if not waits:
+                            yield None
+                            waits = True
+                        content = self._blobs.whole(blob)
+                    contents.append(content)
+                if (piece := gathered.with_row(row, contents)) is not None:
+                    yield piece
+                    waits = False
+        if (piece := gathered.rest()) is not None:
+            yield piece
+
+    def _resized(self, tenant: str, rows: PackedRows, order: NDArray[np.int64], wanted: Wanted) -> Iterator[Piece]:
+        assert wanted.counting is not None  # noqa: S101  # for the type checker
+        pixels, contract_digest = wanted.counting.processor.pixels, wanted.counting.contract_digest
+        rows_at_once = max(1, min(_RESIZED_AT_ONCE, _RESIZED_BYTES_AT_ONCE // (3 * pixels.bounds.max_pixels)))
+        gathered, at = _Gathered(wanted.offset), wanted.offset
         while at < len(order):
             some = rows.some_rows(order[at : at + rows_at_once])
-            for row, its_contents in zip(some, self._contents(tenant, some, wanted), strict=True):
-                at += 1
-                bodies.append(row.body)
-                contents.append(
-                    [(each.hole, content) for each, content in zip(row.pictures, its_contents, strict=True)]
-                )
-                size_bytes += len(row.body) + sum(map(_size_bytes, its_contents))
-                if size_bytes >= _BYTES_AT_ONCE:
-                    yield Piece(at - len(bodies), bodies, contents)
-                    bodies, contents, size_bytes = [], [], 0
-        if bodies:
-            yield Piece(at - len(bodies), bodies, contents)
+            at += len(some)
+            digests = [each.hole.digest for row in some for each in row.pictures]
+            resized = iter(self._resizer.resized(tenant, digests, pixels, contract_digest))
+            for row in some:
+                if (piece := gathered.with_row(row, [next(resized) for _ in row.pictures])) is not None:
+                    yield piece
+        if (piece := gathered.rest()) is not None:
+            yield piece
 
-    def _contents(self, tenant: str, rows: Sequence[PackedRow], wanted: Wanted) -> Iterator[Sequence[Content]]:
-        """Pictures of each row; those as uploaded are read when it is their turn."""
-        if wanted.counting is None:
-            for row in rows:
-                yield [self._file(tenant, each) for each in row.pictures]
-            return
-        digests = [each.hole.digest for row in rows for each in row.pictures]
-        pixels, contract_digest = wanted.counting.processor.pixels, wanted.counting.contract_digest
-        resized = iter(self._resizer.resized(tenant, digests, pixels, contract_digest))
-        for row in rows:
-            yield [next(resized) for _ in row.pictures]
 
-    def _file(self, tenant: str, picture: PackedPicture) -> bytes:
-        digest = picture.hole.digest
-        if not picture.location:
-            raise DataLoss("BLOB_LOST", f"blob {digest} is gone, though the version names it")
-        return self._blobs.whole(Blob(tenant, digest, picture.size_bytes, picture.location))
+class _Gathered:
+    """Rows for the next piece, from an index on."""
+
+    def __init__(self, first: int) -> None:
+        self._first, self._size_bytes = first, 0
+        self._bodies: list[bytes] = []
+        self._contents: list[list[tuple[PictureHole, Content]]] = []
+
+    def with_row(self, row: PackedRow, contents: Sequence[Content]) -> Piece | None:
+        """Takes a row; returns the piece that is large enough with it."""
+        self._bodies.append(row.body)
+        self._contents.append([(each.hole, content) for each, content in zip(row.pictures, contents, strict=True)])
+        self._size_bytes += len(row.body) + sum(map(_size_bytes, contents))
+        return self.rest() if self._size_bytes >= _BYTES_AT_ONCE else None
+
+    def rest(self) -> Piece | None:
+        """The rows taken since the last piece; None where there are none."""
+        if not self._bodies:
+            return None
+        piece = Piece(self._first, self._bodies, self._contents)
+        self._first, self._size_bytes = self._first + len(self._bodies), 0
+        self._bodies, self._contents = [], []
+        return piece
+
+
+def _blob(tenant: str, picture: PackedPicture) -> Blob:
+    digest = picture.hole.digest
+    if not picture.location:
+        raise DataLoss("BLOB_LOST", f"blob {digest} is gone, though the version names it")
+    return Blob(tenant, digest, picture.size_bytes, picture.location)
 
 
 def _size_bytes(content: Content) -> int:
     return content.nbytes if isinstance(content, np.ndarray) else len(content)
-
-
-def _rows_at_once(wanted: Wanted) -> int:
-    if wanted.counting is None:
-        return _ROWS_AT_ONCE
-    picture_bytes = 3 * wanted.counting.processor.pixels.bounds.max_pixels
-    return max(1, min(_RESIZED_AT_ONCE, _RESIZED_BYTES_AT_ONCE // picture_bytes))

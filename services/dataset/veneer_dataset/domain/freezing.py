@@ -10,6 +10,7 @@ from pathlib import Path
 from veneer_dataset.domain.blobs import Blobs
 from veneer_dataset.domain.findings import Finding
 from veneer_dataset.domain.making import Made, Submission, make_version
+from veneer_dataset.domain.pictures import Digests
 from veneer_dataset.domain.progress import Phase, Progress
 from veneer_dataset.domain.tokens import Counting
 from veneer_dataset.domain.versions import DatasetVersion
@@ -131,10 +132,10 @@ class Freezer:
         self._blobs.add(order.tenant, inline)
         return self._versions.save(order.tenant, order.dataset_id, made, order.labels, pictures)
 
-    def _would_be(self, order: Order, made: Made, pictures: set[str]) -> DatasetVersion:
-        size_bytes, ordered = 0, sorted(pictures)
-        for start in range(0, len(ordered), _ASKED_AT_ONCE):
-            some = ordered[start : start + _ASKED_AT_ONCE]
+    def _would_be(self, order: Order, made: Made, pictures: Digests) -> DatasetVersion:
+        size_bytes = 0
+        for start in range(0, len(pictures), _ASKED_AT_ONCE):
+            some = pictures[start : start + _ASKED_AT_ONCE]
             known = self._blobs.known(order.tenant, some)
             size_bytes += sum(blob.size_bytes for blob in known.values())
             size_bytes += sum((made.inline_folder / each).stat().st_size for each in some if each not in known)

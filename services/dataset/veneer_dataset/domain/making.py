@@ -17,7 +17,7 @@ from veneer_dataset.domain.finding_log import FindingLog
 from veneer_dataset.domain.findings import Finding
 from veneer_dataset.domain.intake import RowFile, RowIntake, RowRecord
 from veneer_dataset.domain.picture_paths import PictureManifest, entry_paths
-from veneer_dataset.domain.pictures import PictureTable
+from veneer_dataset.domain.pictures import Digests, PictureTable
 from veneer_dataset.domain.progress import Phase, Progress
 from veneer_dataset.domain.report import Report, SplitSummary
 from veneer_dataset.domain.splits import Fractions
@@ -74,14 +74,14 @@ class Made:
                 record = reader.at(self.accepted.places[index])
                 yield names[self.accepted.split_ids[index]], record.digest, record.row
 
-    def used_pictures(self) -> set[str]:
-        """Digests of the pictures that accepted rows name."""
+    def used_pictures(self) -> Digests:
+        """The pictures that accepted rows name."""
         used = np.zeros(len(self.pictures), np.bool_)
         with self.rows.reader() as reader:
             for place in self.accepted.places:
                 for picture, _ in reader.at(place).pictures:
                     used[picture] = True
-        return {digest for digest, is_used in zip(self.pictures.digests(), used, strict=True) if is_used}
+        return self.pictures.chosen(used)
 
 
 def make_version(

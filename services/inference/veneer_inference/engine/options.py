@@ -13,6 +13,7 @@ class Choices(TypedDict, total=False):
     """What has a default in `EngineOptions`, which says what it is."""
 
     dtype: Precision
+    as_stored: bool
     kv_tokens: int
     slots: int
     max_rank: int
@@ -34,6 +35,7 @@ class EngineOptions(msgspec.Struct, kw_only=True, frozen=True):
         threads: that torch computes with.
         dtype: of the base's numbers. "int8": its linears in eight bits, the rest in the machine's fastest floats;
             "auto": that where a held-out check allows it, else those floats.
+        as_stored: whether large weights stay in the bits that they are stored in; see `veneer_vlm.weights.load`.
         kv_tokens: of key-value memory over all requests.
         slots: adapters that running requests wear at once.
         max_rank: greatest rank of an adapter.
@@ -50,6 +52,7 @@ class EngineOptions(msgspec.Struct, kw_only=True, frozen=True):
     model: str
     threads: int
     dtype: Precision = "float32"
+    as_stored: bool = False
     kv_tokens: int = 16384
     slots: int = 16
     max_rank: int = 64

@@ -53,7 +53,7 @@ class Difference:
         return self.divergence <= MOST_DIVERGENCE and self.agreement >= LEAST_AGREEMENT
 
 
-def load_base(directory: Path, dtype: str, device: str) -> tuple[VisionLanguageModel, str]:
+def load_base(directory: Path, dtype: str, device: str, *, as_stored: bool = False) -> tuple[VisionLanguageModel, str]:
     """The base in a precision, and that precision's name.
 
     Args:
@@ -61,6 +61,7 @@ def load_base(directory: Path, dtype: str, device: str) -> tuple[VisionLanguageM
         dtype: "float32", "bfloat16", "int8", or "auto": eight bits on a CPU that multiplies them, where the check
             allows it, else the fastest floats of the machine.
         device: "cpu" or "cuda".
+        as_stored: whether large weights stay in the bits that they are stored in.
 
     Raises:
         RefusedError, ProcessingError: see `weights.load` and `Processor.load`.
@@ -68,8 +69,8 @@ def load_base(directory: Path, dtype: str, device: str) -> tuple[VisionLanguageM
     """
     floats = "bfloat16" if device == "cuda" or _multiplies_bfloat16() else "float32"
     if dtype in ("float32", "bfloat16"):
-        return load(directory, getattr(torch, dtype), device), dtype
-    model = load(directory, getattr(torch, floats), device)
+        return load(directory, getattr(torch, dtype), device, as_stored=as_stored), dtype
+    model = load(directory, getattr(torch, floats), device, as_stored=as_stored or dtype == "int8")
     model.lm_head.distinct()
     if dtype == "int8":
         quantise(model)
@@ -84,7 +85,7 @@ def load_base(directory: Path, dtype: str, device: str) -> tuple[VisionLanguageM
     )  # fmt: skip
     if difference.allowed:
         return model, "int8"
-    return load(directory, getattr(torch, floats), device), floats
+    return load(directory, getattr(torch, floats), device, as_stored=as_stored), floats
 
 
 @torch.inference_mode()

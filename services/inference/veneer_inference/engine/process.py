@@ -200,7 +200,7 @@ def _opened(options: EngineOptions, device: str) -> tuple[str, VisionLanguageMod
                     files[path.name] = blob_digest(file)
         return graphs_digest(files), GraphModel(directory, options.threads), options.dtype, GraphRunner
     digest = model_digest(directory)
-    model, dtype = load_base(directory, options.dtype, device)
+    model, dtype = load_base(directory, options.dtype, device, as_stored=options.as_stored)
     model.lm_head.distinct()
     return digest, model, dtype, Runner
 

@@ -35,13 +35,13 @@ class SqlVersions:
         self._blobs = SqlBlobs(database)
 
     def save(
-        self, tenant: str, dataset_id: str, made: Made, labels: Mapping[str, str], pictures: set[str]
+        self, tenant: str, dataset_id: str, made: Made, labels: Mapping[str, str], pictures: Sequence[str]
     ) -> DatasetVersion:
         """See VersionStore."""
         with self._database.write() as connection:
             dataset = self._dataset_key(connection, tenant, dataset_id)
-            ordered, size_bytes = sorted(pictures), 0
-            for some in chunks(ordered):
+            size_bytes = 0
+            for some in chunks(pictures):
                 blobs = self._blobs.find(tenant, some)
                 if len(blobs) < len(some):
                     gone = min(set(some) - blobs.keys())
@@ -59,7 +59,7 @@ class SqlVersions:
             )
             if key is None:
                 key = self._insert(
-                    connection, tenant, dataset, made, {**kept, "picture_size_bytes": size_bytes}, ordered
+                    connection, tenant, dataset, made, {**kept, "picture_size_bytes": size_bytes}, pictures
                 )
             else:
                 connection.execute(sa.update(self._versions).where(self._versions.c.id == key).values(kept))

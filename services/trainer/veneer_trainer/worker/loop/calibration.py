@@ -42,8 +42,8 @@ class _Load:
 
 # Apart in one figure each, and within what a job's own step has: what is measured is not stretched far. Each has the
 # logits of a whole chunk, for more of them take no more memory.
-_SMALL, _TEXT = _Load(128, 0, CHUNK), _Load(512, 0, CHUNK)
-_VISUAL, _SUPERVISED = _Load(512, 256, CHUNK), _Load(512, 0, 4 * CHUNK)
+_SMALL, _TEXT = _Load(192, 0, CHUNK), _Load(512, 0, CHUNK)
+_VISUAL, _SUPERVISED = _Load(512, 256, CHUNK), _Load(512, 0, 3 * CHUNK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def measure(task: Measure) -> worker_service_pb2.Calibration:
     config = ModelConfig.from_directory(Path(task.model_directory))
     plan = Plan.of(spec, config, device=task.device)
     processor = Processor.load(Path(task.model_directory), task.model_digest)
-    model = load(Path(task.model_directory), plan.dtype, task.device)
+    model = load(Path(task.model_directory), plan.dtype, task.device, as_stored=True)
     model.lm_head.distinct()  # before the first pass, as jobs do
     trial = _Trial(model, plan, config, processor)
     loaded_bytes = peak_memory_bytes(task.device)

@@ -46,7 +46,7 @@ class Common:
             VeneerError, RefusedError: it cannot be read.
         """
         if self._model is None:
-            self._model = load(Path(self._task.model_directory), dtype, self._task.device)
+            self._model = load(Path(self._task.model_directory), dtype, self._task.device, as_stored=True)
             self._model.lm_head.distinct()  # now, not while a pass holds its activations
             give_back_memory()  # a thread's own heap, that of loading, is nothing to the thread that takes steps
         if self._model.dtype is not dtype:
