@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from veneer_dataset.api.handover import stepped
+from veneer_dataset.api.handover import drawn
 from veneer_dataset.domain.blobs import Blob
 from veneer_dataset.domain.examples import Examples, PictureForm, Piece, Wanted
 from veneer_dataset.domain.packed import PackedPicture, PackedRow, PictureHole
@@ -63,7 +63,7 @@ async def test_only_what_is_in_memory_is_read_on_the_loop(cold: set[str]) -> Non
     sources: Any = SimpleNamespace(opened=opened)
     examples = Examples(versions, blobs, None, sources)  # type: ignore[arg-type]  # nothing is resized
     wanted = Wanted("train", None, 0, 0, PictureForm.ORIGINAL, None, batched=False)
-    pieces = [piece async for piece in stepped(lambda: examples.read("t", stored, wanted))]
+    pieces = [piece async for piece in drawn(lambda: examples.read("t", stored, wanted), in_threads=False)]
     assert all(isinstance(piece, Piece) for piece in pieces)
     assert [body for piece in pieces for body in piece.bodies] == [b"row %d" % each for each in range(ROWS)]
     assert [int(content) for piece in pieces for ((_, content),) in piece.contents] == list(range(ROWS))

@@ -6,7 +6,7 @@ from contextlib import closing
 from veneer.dataset.v1 import dataset_service_pb2
 from veneer_dataset.api.app import App, tenant
 from veneer_dataset.api.example_wire import batch_messages, example_messages
-from veneer_dataset.api.handover import drawn, in_thread, stepped
+from veneer_dataset.api.handover import drawn, in_thread
 from veneer_dataset.api.requests import examples_request
 from veneer_dataset.domain.examples import PictureForm, Wanted
 
@@ -37,7 +37,6 @@ class ExampleCalls:
                         yield to_messages(piece) if piece else None
 
         # Originals take little but what is in memory; all other forms are made in a thread, not where calls are served.
-        steps = stepped(serialized) if checked.form is PictureForm.ORIGINAL else drawn(serialized)
-        async for some in steps:
-            for message in some or ():
+        async for some in drawn(serialized, in_threads=checked.form is not PictureForm.ORIGINAL):
+            for message in some:
                 yield message

@@ -18,6 +18,7 @@ from veneer_digests import epoch_order_of_packed
 from veneer_rpc.errors import DataLoss, NotFound, OutOfRange, Unavailable
 
 _ROWS_AT_ONCE = 8192
+_ORIGINALS_AT_ONCE = 256  # nothing is sent while so many are looked up
 _RESIZED_AT_ONCE = 16
 _RESIZED_BYTES_AT_ONCE = 16 * 1024 * 1024
 _BYTES_AT_ONCE = 1024 * 1024  # small enough to stay in a core's cache from the disk to the wire
@@ -150,7 +151,7 @@ class Examples:
             if not waits:
                 yield None
                 waits = True
-            some = rows.some_rows(order[at : at + _ROWS_AT_ONCE])
+            some = rows.some_rows(order[at : at + _ORIGINALS_AT_ONCE])
             at += len(some)
             for row in some:
                 contents: list[Content] = []
