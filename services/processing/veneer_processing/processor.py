@@ -194,6 +194,15 @@ class Processor:
             counts += self._count(conversations[start : start + _COUNTED_AT_ONCE])
         return counts
 
+    def counts(self, encoded: Encoded) -> TokenCounts:
+        """What `count` says of a conversation that is encoded already."""
+        visual, supervised = int((encoded.ids_T == self.special.image_pad).sum()), int(encoded.supervised_T.sum())
+        return TokenCounts(visual, len(encoded.ids_T) - visual - supervised, supervised)
+
+    def with_patches(self, encoded: Encoded, conversation: Conversation) -> Encoded:
+        """What was encoded without patches, with them; errors as `PixelSettings.patches`."""
+        return replace(encoded, patches_N_P=self._all_patches(tuple(conversation.pictures)))
+
     def patches(self, picture: Picture) -> NDArray[np.float32]:
         """One picture's patches, as they stand in `Encoded`; errors as `PixelSettings.patches`."""
         return self.pixels.patches(picture)

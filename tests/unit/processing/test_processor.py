@@ -139,6 +139,8 @@ def test_it_reads_what_transformers_reads(name: str, processor: Processor, refer
         assert encoded.patches_N_P.shape == (0, 1_536)
         assert encoded.grids_n_3.shape == (0, 3)
     np.testing.assert_array_equal(encoded.ids_T == processor.special.image_pad, theirs["mm_token_type_ids"][0] == 1)
+    later = processor.with_patches(processor.encode(conversation, with_patches=False), conversation)
+    np.testing.assert_array_equal(later.patches_N_P, encoded.patches_N_P)
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
@@ -312,6 +314,7 @@ def test_counts_are_those_of_what_is_read(
         visual = int((encoded.ids_T == processor.special.image_pad).sum())
         supervised = int(encoded.supervised_T.sum())
         expected.append(TokenCounts(visual, len(encoded.ids_T) - visual - supervised, supervised))
+        assert processor.counts(encoded) == expected[-1]
     assert processor.count([_without_pixels(each) for each in (*conversations, *prompts)]) == expected
 
 

@@ -149,10 +149,12 @@ def _read(
 ) -> ReadPrompt:
     conversation = _conversation(draft, pictures)
     with _told("prompt"):
-        counts = processor.count([conversation])[0]
+        encode = processor.encode if to_score else processor.encode_prompt
+        encoded = encode(conversation, with_patches=False)
+        counts = processor.counts(encoded)
         if counts.total > most_tokens:
             raise too_long(counts.total, most_tokens)
-        encoded = processor.encode(conversation) if to_score else processor.encode_prompt(conversation)
+        encoded = processor.with_patches(encoded, conversation)
     digests = tuple(picture.sha256 for picture in conversation.pictures)
     return ReadPrompt(engine_prompt(encoded, digests, to_score=to_score), counts)
 
