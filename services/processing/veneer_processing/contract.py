@@ -5,6 +5,7 @@ contracts.
 """
 
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from typing import get_origin, get_type_hints
 
 from veneer_digests import contract_digest
@@ -48,7 +49,7 @@ class ProcessingContract:
     @property
     def digest(self) -> str:
         """Its identity, as protos/DIGESTS.md fixes it: 64 lower-case hexadecimal digits."""
-        return contract_digest(self.to_dict())
+        return _digest(self)
 
     def to_dict(self) -> dict[str, str | int | list[float]]:
         """Its fields as JSON values."""
@@ -92,3 +93,9 @@ class ProcessingContract:
         )
         if differences:
             raise ContractMismatchError(differences)
+
+
+@lru_cache(256)
+def _digest(contract: ProcessingContract) -> str:
+    """Kept, for each answer names it."""
+    return contract_digest(contract.to_dict())
