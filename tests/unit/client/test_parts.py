@@ -359,3 +359,4 @@ def test_a_sparkline_is_as_long_as_it_may_be(values: list[float]) -> None:
 def test_a_sparkline_falls_with_its_values() -> None:
     assert screen.sparkline([8.0, 4.0, 2.0, 1.0]) == "█▄▂▁"
     assert screen.sparkline([1.0, 1.0]) == "▁▁"
+    assert screen.sparkline([0.0, 5e-324]) == "▁█"  # as far apart as numbers can be near
