@@ -59,3 +59,14 @@ def test_half_precision_is_folded_too() -> None:
     folded = DistinctRows.of(weight_V_D)
     assert folded is not None
     assert folded.weight_U_D.dtype == torch.bfloat16
+
+
+def test_a_head_as_it_is_stored_gives_logits_in_the_hidden_states_dtype() -> None:
+    for distinct in (40, 600):  # folded, and not
+        head = head_with(distinct)
+        head.weight = torch.nn.Parameter(head.weight.bfloat16(), requires_grad=False)
+        head.dtype = torch.float32
+        hidden_N_D, targets_N = torch.randn(N, D), torch.arange(N)
+        plain_N_V = F.linear(hidden_N_D, head.weight.float())
+        assert_close(head.project(hidden_N_D), plain_N_V)
+        assert_close(token_losses(head, hidden_N_D, targets_N), F.cross_entropy(plain_N_V, targets_N, reduction="none"))
