@@ -15,7 +15,7 @@ from veneer_client import Client
 from .conftest import running
 
 QUESTION = "Which digit is this? Answer with one digit from 0 to 9."
-STEPS = 40
+STEPS = 80  # a killed process must be at it still: how far it is is told once a second
 
 pytestmark = pytest.mark.timeout(400)  # the machine may be busy
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(400)  # the machine may be busy
 @pytest.fixture(scope="module")
 def cluster(byte_base: Path) -> Iterator[Any]:
     """A cluster whose leases run out sooner, on a base that processes have in a moment when they start again."""
-    with running("--base", byte_base, VENEER_TRAINER_LEASE_S="8", VENEER_TRAINER_HEARTBEAT_S="2") as made:
+    with running("--base", byte_base, VENEER_TRAINER_LEASE_S="8", VENEER_TRAINER_HEARTBEAT_S="1") as made:
         yield made
 
 
