@@ -16,6 +16,11 @@ import pytest
 
 Start = Callable[..., "Process"]
 
+OF_CHILDREN = {
+    "veneer_inference": "veneer_inference.engine.process",
+    "veneer_trainer.worker": "veneer_trainer.worker.child",
+}
+
 
 class Process:
     """A process that runs a module, with as much of `subprocess.Popen` as tests need."""
@@ -61,7 +66,9 @@ class Forks:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         program = Path(__file__).with_name("warm_program.py")
         with theirs:
-            command = [sys.executable, str(program), module, str(theirs.fileno())]
+            command = [sys.executable, str(program), str(theirs.fileno()), module]
+            if module in OF_CHILDREN:
+                command.append(OF_CHILDREN[module])
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
 
     def start(self, arguments: list[str], log: IO[str], **variables: str) -> Process:

@@ -1,19 +1,24 @@
 """Forks processes that run a module as `python -m` would, out of one that has imported it: the imports cost once.
 
-Started with the module's name and a socket. Of each message it takes the command line, the environment and three file
-descriptors (standard output, standard error, and a pipe that gets the exit status), and answers with the process id.
+Started with a socket, the module's name, and that of one that the processes' own children import, if they have any:
+then each has a second fork beside it, which becomes the server that it forks its children from. Of each message it
+takes the command line, the environment and three file descriptors (standard output, standard error, and a pipe that
+gets the exit status), and answers with the process id.
 """
 
 import array
+import fcntl
 import gc
 import importlib
 import json
+import multiprocessing.util
 import os
 import runpy
 import select
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 
 
 def serve(control: socket.socket) -> list[str] | None:
@@ -65,12 +70,47 @@ def _reap(pipes: dict[int, int]) -> None:
             ends.write(str(os.waitstatus_to_exitcode(status)).encode())
 
 
+def keep_a_fork_server() -> None:
+    """Forks what `multiprocessing` would start as a fresh interpreter for its fork server; it waits to be that."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        message, received, _, _ = socket.recv_fds(theirs, 1 << 20, 16)
+        theirs.close()
+        if message:
+            asked = json.loads(message)
+            out_of_the_way = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 200) for fd in received]
+            for fd, number in zip(out_of_the_way, asked["fds"], strict=True):
+                os.dup2(fd, number)
+                os.close(fd)
+            os.environ.update(asked["environment"])
+            exec(asked["program"], {"__name__": "__main__"})  # noqa: S102 (what `python -c` would run)
+        os._exit(0)
+    theirs.close()
+    start_afresh = multiprocessing.util.spawnv_passfds  # type: ignore[attr-defined]
+
+    def start(path: bytes, arguments: Sequence[str], fds: Sequence[int]) -> int:
+        program = arguments[-1]
+        if "forkserver" not in program or ours.fileno() < 0:
+            return int(start_afresh(path, arguments, fds))
+        asked = {"program": program, "fds": list(fds), "environment": dict(os.environ)}
+        socket.send_fds(ours, [json.dumps(asked).encode()], fds)
+        ours.close()
+        return pid
+
+    multiprocessing.util.spawnv_passfds = start  # type: ignore[attr-defined]
+
+
 if __name__ == "__main__":
-    module, control_fd = sys.argv[1], int(sys.argv[2])
-    importlib.import_module(f"{module}.__main__")
+    control_fd, module, *of_children = sys.argv[1:]
+    for name in (f"{module}.__main__", *of_children):
+        importlib.import_module(name)
     del sys.modules[f"{module}.__main__"]  # each child runs it
     gc.freeze()
-    arguments = serve(socket.socket(fileno=control_fd))
+    arguments = serve(socket.socket(fileno=int(control_fd)))
     if arguments is not None:
+        if of_children:
+            keep_a_fork_server()
         sys.argv = [module, *arguments]
         runpy.run_module(module, run_name="__main__", alter_sys=True)

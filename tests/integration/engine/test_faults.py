@@ -63,7 +63,7 @@ async def test_a_reader_that_falls_behind_is_let_go(kit: Any) -> None:
     assert caught.value.reason == "READER_TOO_SLOW"
     assert await kit.tokens(engine, kit.prompt(1), None, Sampling(5)) == kit.answer(kit.prompt(1), None, 5)
     await engine.close()
-    assert engine._process.returncode == 0  # an engine without work sees the end of its socket too
+    assert await engine._process.ended() == 0  # an engine without work sees the end of its socket too
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ async def test_closing_ends_the_process(kit: Any) -> None:
     assert (await kit.refusal(asking)).reason == "ENGINE_GONE"
     await asyncio.wait_for(engine.gone(), 10)
     assert not psutil.pid_exists(engine.pid)
-    assert engine._process.returncode == 0  # by itself, at the end of its socket
+    assert await engine._process.ended() == 0  # by itself, at the end of its socket
 
 
 PARENT = """

@@ -6,9 +6,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
-import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -17,6 +14,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 import torch
 from google.rpc import error_details_pb2, status_pb2
@@ -399,6 +397,7 @@ class KitOf:
     datasets: Datasets
     tokens: dict[str, str]
     private_pem: bytes
+    start_process: Any
     flags: dict[str, Any] = field(default_factory=dict)
     engines: list[FakeEngine] = field(default_factory=list)
     replica: Replica | None = None
@@ -523,7 +522,7 @@ class Process:
         self.bind = bind
         self.address = ""
         self.flags: dict[str, Any] = {}  # beside the usual ones
-        self.process: asyncio.subprocess.Process | None = None
+        self.process: Any = None
 
     async def start(self) -> None:
         flags = {
@@ -534,44 +533,37 @@ class Process:
             "delegation-public-key-file": self.kit.tmp / "public.pem", "threads": 1, "report-s": 0.1,
             "die-with-parent": "true", "grace-s": 20, **self.flags,
         }  # fmt: skip
-        self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "veneer_inference",
-            *(str(text) for flag, value in flags.items() for text in (f"--{flag}", value)),
-            stdout=asyncio.subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        assert self.process.stdout is not None
-        async for line in self.process.stdout:
-            if line.startswith(b"veneer_inference listening on "):
-                self.address = self.kit.address = line.decode().split()[-1]
+        arguments = [str(text) for flag, value in flags.items() for text in (f"--{flag}", value)]
+        log = self.kit.tmp / f"{self.replica}.log"
+        with log.open("a") as file:
+            self.process = self.kit.start_process("veneer_inference", arguments, file, OMP_NUM_THREADS="1")
+        while line := await asyncio.to_thread(self.process.stdout.readline):
+            if line.startswith("veneer_inference listening on "):
+                self.address = self.kit.address = line.split()[-1]
                 return
-        raise AssertionError("it ended before it listened")
+        raise AssertionError(f"it ended before it listened:\n{log.read_text()}")
 
     async def stop(self) -> int:
         assert self.process is not None
-        process, self.process = self.process, None
-        process.send_signal(signal.SIGTERM)
-        assert process.stdout is not None
-        await process.stdout.read()
-        return await process.wait()
+        self.process.terminate()
+        return await self._ended()
 
     async def kill(self) -> None:
         assert self.process is not None
+        self.process.kill()
+        await self._ended()
+
+    async def _ended(self) -> int:
         process, self.process = self.process, None
-        process.kill()
-        await process.wait()
+        with process.stdout:
+            await asyncio.to_thread(process.stdout.read)
+        return int(await asyncio.to_thread(process.wait))
 
     def engine_pid(self) -> int:
-        assert self.process is not None
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and _parent(entry) == self.process.pid:
-                return int(entry.name)
-        return 0
-
-
-def _parent(entry: Path) -> int:
-    try:
-        return int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
+        """Of the process forked from the one that waits to be; 0 while there is none."""
+        for server in psutil.Process(self.process.pid).children():
+            for engine in server.children():
+                return engine.pid
         return 0
 
 
@@ -601,6 +593,7 @@ async def kit(
     tokenizer: Tokenizer,
     token_bytes: TokenBytes,
     monkeypatch: pytest.MonkeyPatch,
+    start_process: Any,
 ) -> AsyncIterator[KitOf]:
     """Trainer and dataset service are there; `await kit.start()` starts the replica."""
     # Reading the real vocabulary takes a second: once for all tests.
@@ -614,7 +607,9 @@ async def kit(
     registry.download_pace.set()
     await registry.start()
     await datasets.server.start()
-    kit = KitOf(tmp_path, base, base_digest, tokenizer, registry, datasets, tokens, private)
+    kit = KitOf(
+        tmp_path, base, base_digest, tokenizer, registry, datasets, tokens, private, start_process=start_process
+    )
     try:
         yield kit
     finally:

@@ -113,9 +113,15 @@ def kill_worker(worker: Process) -> None:
     ids=["worker", "agent", "rank-0"],
 )
 def test_no_rank_is_left_and_another_worker_may_go_on(
-    cluster: Cluster, version: str, end: Callable[[Process], None], reason: str, request: pytest.FixtureRequest
+    cluster: Cluster,
+    version: str,
+    pair: Process,
+    end: Callable[[Process], None],
+    reason: str,
+    request: pytest.FixtureRequest,
 ) -> None:
     """The other has one rank: the job's steps are the same."""
+    pair.close()  # it might take the job
     name = request.node.callspec.id
     doomed = cluster.worker(f"doomed-{name}", SLOW, ranks="2")
     job = cluster.create(version, f"orphans-{name}", **JOB)
@@ -133,7 +139,10 @@ def test_no_rank_is_left_and_another_worker_may_go_on(
 
 
 @pytest.mark.e2e_long
-def test_all_ranks_pause_at_the_same_step_and_one_that_hangs_holds_nobody(cluster: Cluster, version: str) -> None:
+def test_all_ranks_pause_at_the_same_step_and_one_that_hangs_holds_nobody(
+    cluster: Cluster, version: str, pair: Process
+) -> None:
+    pair.close()
     worker = cluster.worker("steered-pair", SLOW, ranks="2")
     job = cluster.create(version, "ranks-paused", **JOB | {"steps": 12})
     cluster.at_step(job, 2)

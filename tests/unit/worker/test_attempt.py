@@ -1,5 +1,6 @@
 """What an attempt tells the trainer, and what it takes for its end."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -46,6 +47,17 @@ async def test_each_figure_is_told_once_and_of_too_many_the_newest(attempt: Atte
     assert [steps(request) for request in line.sent] == [list(range(51, 151)), [151], [0]]
     assert attempt.latest is not None
     assert attempt.latest.step == 151
+
+
+async def test_what_is_told_by_now_is_waited_for_and_nothing_that_comes_later(attempt: Attempt) -> None:
+    attempt.progress(training_job_pb2.TrainingProgress(step=1))
+    hearing = asyncio.ensure_future(attempt.heard())
+    await asyncio.sleep(0.1)
+    assert not hearing.done()
+    line: Any = Line(attempt, meanwhile=2)
+    await attempt._beat(line)
+    await asyncio.wait_for(hearing, 10)
+    assert [steps(request) for request in line.sent] == [[1]]
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import signal
 import socket
 import sys
-from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Unpack
@@ -23,6 +24,7 @@ from veneer_inference.ports import (
     Step,
     TokenScore,
 )
+from veneer_rpc import forks
 
 READER_STEPS = 512  # that a reader may fall behind
 _END_S = 5.0
@@ -36,7 +38,7 @@ class EngineProcess:
 
     def __init__(
         self,
-        process: Process,
+        process: forks.Child,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         info: EngineInfo,
@@ -77,20 +79,13 @@ class EngineProcess:
         """
         options = EngineOptions(model=str(model_directory), threads=threads, **choices)
         ours, theirs = socket.socketpair()
-        try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "veneer_inference.engine",
-                str(theirs.fileno()),
-                pass_fds=[theirs.fileno()],
-                stdin=asyncio.subprocess.DEVNULL,
-            )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
+        with theirs:
+            try:
+                forks.get_ready("veneer_inference.engine.process", __name__)
+                process = await forks.Child.start(_engine, theirs)
+            except BaseException:
+                ours.close()
+                raise
         reader, writer = await asyncio.open_connection(sock=ours)
         try:
             writer.write(messages.frame(messages.Start(options)))
@@ -101,8 +96,9 @@ class EngineProcess:
         except BaseException as error:
             await _end(process, writer)
             if isinstance(error, asyncio.IncompleteReadError | ConnectionError):
+                status = await process.ended()
                 raise EngineError(
-                    "ENGINE_GONE", [f"the engine ended with status {process.returncode} before it was ready"]
+                    "ENGINE_GONE", [f"the engine ended with status {status} before it was ready"]
                 ) from error
             raise
         return cls(process, reader, writer, first.info, reader_steps)
@@ -252,14 +248,25 @@ async def _next(reader: asyncio.StreamReader) -> messages.Message:
     return messages.parse(await reader.readexactly(int.from_bytes(length, "big")))
 
 
-async def _end(process: Process, writer: asyncio.StreamWriter) -> None:
+async def _end(process: forks.Child, writer: asyncio.StreamWriter) -> None:
     """Closes the socket, at which the engine ends, and makes sure that it does."""
     writer.close()
     with contextlib.suppress(ConnectionError):
         await writer.wait_closed()
     try:
         async with asyncio.timeout(_END_S):
-            await process.wait()
+            await process.ended()
     except TimeoutError:
         process.kill()
-        await process.wait()
+        await process.ended()
+
+
+def _engine(connection: socket.socket) -> None:
+    """The engine's process: it runs until the other end of the socket closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the service drains and then closes the socket
+    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    from veneer_inference.engine.process import EngineProcess as Process  # with torch, which the service does without
+
+    options = messages.receive_start(connection)
+    if options is not None:
+        Process(connection, options).run()

@@ -111,13 +111,18 @@ class Attempt:
         self._share_done = share
 
     async def heard(self) -> None:
-        """Waits until the trainer has heard all news.
+        """Waits until the trainer has heard what there is to tell now.
 
         Raises:
             Abandoned: the attempt is not ours any more.
         """
+        newest = self._progress[-1] if self._progress else None
         self._hurry.set()
-        while self._resolved is not None or self._progress or self._told_share != self._share_done:
+        while (
+            self._resolved is not None
+            or self._told_share != self._share_done
+            or any(each is newest for each in self._progress)
+        ):
             if self.abandoned:
                 raise Abandoned(self.ref.work)
             await asyncio.sleep(_HEARD_S)

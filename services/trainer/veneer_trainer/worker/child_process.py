@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import multiprocessing
 import os
-import signal
 import socket
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Sequence
-from multiprocessing import forkserver
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+from veneer_rpc import forks
 from veneer_trainer.worker.messages import ExportTask, Measure, Task, ToChild, ToParent, frame, read_from_child
-
-_FORKS = multiprocessing.get_context("forkserver")
 
 
 def get_ready(threads: int) -> None:
@@ -26,18 +21,15 @@ def get_ready(threads: int) -> None:
         threads: that they compute with.
     """
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    _FORKS.set_forkserver_preload(["veneer_trainer.worker.child", __name__])
-    forkserver.ensure_running()
+    forks.get_ready("veneer_trainer.worker.child", __name__)
 
 
 class ChildProcess:
     """A running child; `start` makes one."""
 
-    def __init__(self, process: ForkServerProcess, lines: Sequence[tuple[StreamReader, StreamWriter]]) -> None:
+    def __init__(self, process: forks.Child, lines: Sequence[tuple[StreamReader, StreamWriter]]) -> None:
         self._process = process
         self._lines = lines
-        self._over = asyncio.Event()
-        asyncio.get_running_loop().add_reader(process.sentinel, self._over.set)
 
     @classmethod
     async def start(cls, task: Task | Measure | ExportTask, log_level: str, ranks: int = 1) -> ChildProcess:
@@ -52,8 +44,7 @@ class ChildProcess:
         pairs = [socket.socketpair() for _ in range(ranks)]
         with contextlib.ExitStack() as stack:
             theirs = [stack.enter_context(there) for _, there in pairs]
-            process = _FORKS.Process(target=_child, args=(theirs, log_level, folder, device))
-            await asyncio.to_thread(process.start)  # waits for the imports
+            process = await forks.Child.start(_child, theirs, log_level, folder, device, daemon=ranks == 1)
         child = cls(process, [await asyncio.open_unix_connection(sock=ours) for ours, _ in pairs])
         child.send(task)
         return child
@@ -75,21 +66,16 @@ class ChildProcess:
 
     def kill(self) -> None:
         """Ends it at once, its ranks too."""
-        # Not by `Process.kill`, which spares a child whose server has died.
-        if not self._lines[0][1].is_closing() and self._process.pid is not None:
-            for kill in (os.killpg, os.kill):  # it may not lead a group yet
-                with contextlib.suppress(ProcessLookupError):
-                    kill(self._process.pid, signal.SIGKILL)
+        self._process.kill()
 
     async def ended(self) -> int:
         """Waits for its end and returns its exit status, negative for a signal."""
-        await self._over.wait()
-        asyncio.get_running_loop().remove_reader(self._process.sentinel)
+        status = await self._process.ended()
         for _, writer in self._lines:
             writer.close()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
-        return self._process.exitcode or 0
+        return status
 
 
 def _child(connections: Sequence[socket.socket], log_level: str, folder: str, device: str) -> None:

@@ -216,6 +216,7 @@ class TrainingWork:
                     yield _pb.PutCheckpointRequest(file=piece)
 
             try:
+                await self._attempt.heard()  # of its steps, which who goes on from it will not take again
                 await self._attempt.call(lambda **how: self._service.PutCheckpoint(pieces(), **how), timeout_s=None)
             except Abandoned:
                 return
