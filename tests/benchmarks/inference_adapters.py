@@ -2,8 +2,9 @@
 
 python tests/benchmarks/inference_adapters.py BASE [--dtype bfloat16] [--runs 5] [--peer]
 
-Base, adapters and the machine's limits take turns, run by run. `--peer` adds PEFT's mixed batch on
-transformers, in this process.
+Base and adapters take turns every few seconds: two prompts read, then two; a quarter of the answer, then a quarter.
+A cost is the median over those pairs, for the pace of shared machines swings by more than what adapters cost. The
+machine's limits are measured run by run. `--peer` adds PEFT's mixed batch on transformers, in this process.
 """
 
 import argparse
@@ -19,6 +20,8 @@ from inference_limits import DEVICE, Limits, floats, spread
 from inference_load import Setting, arguments, streams, tokens_per_s
 
 STREAMS = 8
+_READ_AT_ONCE = 2  # prompts: their passes hold one adapter and two
+_PIECES = 4  # of an answer
 
 
 async def main(options: argparse.Namespace) -> None:
@@ -28,41 +31,44 @@ async def main(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         setting.make_adapters(STREAMS, Path(name))
         modes = {"base": [""] * STREAMS, "adapters": [digest for digest, _ in setting.adapters]}
-        prefill_s: dict[str, list[float]] = {mode: [] for mode in modes}
+        prefill: dict[str, list[float]] = {mode: [] for mode in modes}
         decode: dict[str, list[float]] = {mode: [] for mode in modes}
         async with setting.engine(options, kv_tokens=2 * STREAMS * (options.context + options.answer)) as engine:
             for run in range(-1, options.runs):  # the first warms up
                 limits.measure()
-                for mode, worn in modes.items():
-                    prompts = [setting.text_prompt(options.context, next(fresh)) for _ in range(STREAMS)]
-                    started_s = time.perf_counter()
-                    await streams(engine, worn, prompts, 1)
-                    took_s = time.perf_counter() - started_s
-                    rate = tokens_per_s(await streams(engine, worn, prompts, options.answer))  # read already
-                    if run >= 0:
-                        prefill_s[mode].append(took_s)
-                        decode[mode].append(rate)
+                prompts = {
+                    mode: [setting.text_prompt(options.context, next(fresh)) for _ in range(STREAMS)] for mode in modes
+                }
+                for first in range(0, STREAMS, _READ_AT_ONCE):
+                    here = slice(first, first + _READ_AT_ONCE)
+                    for mode, worn in modes.items():
+                        started_s = time.perf_counter()
+                        await streams(engine, worn[here], prompts[mode][here], 1)
+                        rate = _READ_AT_ONCE * options.context / (time.perf_counter() - started_s)
+                        prefill[mode] += [rate] * (run >= 0)
+                for _ in range(_PIECES):
+                    for mode, worn in modes.items():  # what was read already
+                        rate = tokens_per_s(await streams(engine, worn, prompts[mode], options.answer // _PIECES))
+                        decode[mode] += [rate] * (run >= 0)
         print(limits)
         step_s = STREAMS / statistics.median(decode["base"])
         floor_s = setting.decode_bytes(options.dtype) / limits.read
-        flop = setting.prefill_flop() * STREAMS * options.context
-        prefill = {mode: [STREAMS * options.context / each for each in found] for mode, found in prefill_s.items()}
         print(f"{options.dtype}, {STREAMS} streams of {options.context} tokens, rank 16 on all decoder linears")
         for mode in modes:
             print(f"{mode:<9} decode {spread(decode[mode], 1)} tok/s, prefill {spread(prefill[mode])} tok/s")
-        costs = [base / worn - 1 for base, worn in zip(decode["base"], decode["adapters"], strict=True)]
-        prefill_costs = [base / worn - 1 for base, worn in zip(prefill["base"], prefill["adapters"], strict=True)]
-        print(f"cost of the adapters: decode {_percent(costs)}, prefill {_percent(prefill_costs)}")
+        print(f"cost of the adapters: decode {_cost(decode)}, prefill {_cost(prefill)}")
         print(f"base decode: {floor_s / step_s:.0%} of read bandwidth (a step {step_s * 1000:.0f} ms)")
-        gemm_s = flop / limits.gemm
-        print(f"base prefill: {gemm_s / statistics.median(prefill_s['base']):.0%} of packed GEMM")
+        gemm_rate = limits.gemm / setting.prefill_flop()
+        print(f"base prefill: {statistics.median(prefill['base']) / gemm_rate:.0%} of packed GEMM")
         if options.peer:
             rate = _peft_decode(setting, options)
             ratio = statistics.median(decode["adapters"]) / rate
             print(f"PEFT mixed batch: decode {rate:.1f} tok/s, ours {ratio:.1f}x")
 
 
-def _percent(costs: list[float]) -> str:
+def _cost(rates: dict[str, list[float]]) -> str:
+    """What adapters cost, from neighbours in time: median, and the least and greatest."""
+    costs = [base / worn - 1 for base, worn in zip(rates["base"], rates["adapters"], strict=True)]
     return f"{statistics.median(costs):.1%} ({min(costs):.1%} to {max(costs):.1%})"
 
 
@@ -92,7 +98,10 @@ def _peft_decode(setting: Setting, options: argparse.Namespace) -> float:
 
 if __name__ == "__main__":
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--context", type=int, default=350, help="tokens of each prompt")
+    parser.add_argument(
+        "--context", type=int, default=337,
+        help="tokens of each prompt; whole blocks and one, so that all streams of a prompt that was read begin at once",
+    )  # fmt: skip
     parser.add_argument("--answer", type=int, default=32, help="tokens that each stream decodes")
     parser.add_argument("--peer", action="store_true", help="PEFT's mixed batch too; twice the memory")
     asyncio.run(main(parser.parse_args()))

@@ -14,7 +14,7 @@ from torch import Tensor
 from veneer_vlm.linear import Linear
 
 _SAMPLE = 4096  # rows that are looked at before all are
-_HASHED_AT_ONCE = 8192  # rows: 134 MB of int64 at a hidden size of 2,048
+_HASHED_AT_ONCE = 512  # rows: 8 MB of int64 at a hidden size of 2,048
 
 
 @dataclasses.dataclass(frozen=True)

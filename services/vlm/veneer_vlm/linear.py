@@ -4,7 +4,8 @@ Owns the seam at which a base linear may be computed in another way (packed for 
 `kernel` is another one, and nothing else in the model changes. What an adapter adds comes from `lora`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -22,8 +23,14 @@ _ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 class Adapters(Protocol):
     """What the tokens of this pass wear."""
 
-    def add(self, names: Sequence[str], input_T_I: Tensor, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The outputs of the linears `names`, which all read `input_T_I`, with the adapters' part added."""
+    def add(self, columns: Mapping[str, slice], input_T_I: Tensor, output_T_O: Tensor) -> Tensor:
+        """The outputs of linears which all read `input_T_I`, with the adapters' part added, in their own memory.
+
+        Args:
+            columns: of the outputs, by the linear's name.
+            input_T_I: what the linears read.
+            output_T_O: what the base makes of it; its memory is the result's.
+        """
         ...
 
     def merged(self, size: int) -> "Adapters":
@@ -132,13 +139,16 @@ class FusedLinear(nn.Module):
     def slots(self) -> dict[str, Tensor]:
         """Where each tensor of the checkpoint goes: views of this module's parameters."""
         slots = {}
-        start = 0
-        for name, size in zip(self.names, self.parts.values(), strict=True):
-            slots[f"{name}.weight"] = self.weight.data[start : start + size]
+        for name, columns in self.columns().items():
+            slots[f"{name}.weight"] = self.weight.data[columns]
             if self.bias is not None:
-                slots[f"{name}.bias"] = self.bias.data[start : start + size]
-            start += size
+                slots[f"{name}.bias"] = self.bias.data[columns]
         return slots
+
+    def columns(self) -> dict[str, slice]:
+        """Where the outputs of each linear lie, by its name in the checkpoint."""
+        stops = itertools.accumulate(self.parts.values(), initial=0)
+        return dict(zip(self.names, itertools.starmap(slice, itertools.pairwise(stops)), strict=True))
 
     def project(self, input_T_I: Tensor) -> Tensor:
         """The base's product alone, (T, O)."""
@@ -148,8 +158,12 @@ class FusedLinear(nn.Module):
 
     def forward(self, input_T_I: Tensor, lora: Adapters | None) -> Sequence[Tensor]:
         """The output (T, outputs) of each part."""
-        outputs = torch.split(self.project(input_T_I), list(self.parts.values()), dim=-1)
-        return outputs if lora is None else lora.add(self.names, input_T_I, outputs)
+        return torch.split(self.adapted(input_T_I, lora), list(self.parts.values()), dim=-1)
+
+    def adapted(self, input_T_I: Tensor, lora: Adapters | None) -> Tensor:
+        """The outputs (T, O) of all parts, side by side."""
+        output_T_O = self.project(input_T_I)
+        return output_T_O if lora is None else lora.add(self.columns(), input_T_I, output_T_O)
 
 
 class Linear(FusedLinear):
@@ -160,5 +174,4 @@ class Linear(FusedLinear):
 
     def forward(self, input_T_I: Tensor, lora: Adapters | None) -> Tensor:  # type: ignore[override]  # one part
         """The output, (T, O)."""
-        output_T_O = self.project(input_T_I)
-        return output_T_O if lora is None else lora.add(self.names, input_T_I, (output_T_O,))[0]
+        return self.adapted(input_T_I, lora)

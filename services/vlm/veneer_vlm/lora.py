@@ -11,7 +11,7 @@ import functools
 import hashlib
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -145,15 +145,18 @@ class Segment:
     stop: int
     dropout: DropoutKey | None = None
 
-    def wear(self, names: Sequence[str], input_T_I: Tensor, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The outputs of linears, all adapted, over this segment's tokens, with s B A dropout(x) added to each."""
-        config = self.adapter.config
-        pairs = [self.adapter.pairs[name] for name in names]
-        update = Update(config.scale)
+    def update(self, columns: Mapping[str, slice]) -> tuple[Update, list[Tensor]] | None:
+        """What it adds to those of the linears that it adapts, with its factors; None where there is nothing."""
+        config, pairs = self.adapter.config, self.adapter.pairs
+        names = [name for name in columns if name in pairs]
+        if not names or self.start == self.stop:
+            return None
+        scale, drop = config.scale, None
         if self.dropout is not None and config.lora_dropout > 0:
             share = config.lora_dropout
-            update = Update(config.scale / (1 - share), functools.partial(self.dropout.drop, names[0], share=share))
-        return updated(update, input_T_I, outputs, [pair.a_R_I for pair in pairs], [pair.b_O_R for pair in pairs])
+            scale, drop = scale / (1 - share), functools.partial(self.dropout.drop, names[0], share=share)
+        update = Update(slice(self.start, self.stop), tuple(columns[name] for name in names), scale, drop)
+        return update, [*(pairs[name].a_R_I for name in names), *(pairs[name].b_O_R for name in names)]
 
 
 class AdapterBatch:
@@ -180,41 +183,13 @@ class AdapterBatch:
         """All tokens of a pass wear the same adapter, or nothing."""
         return None if adapter is None else cls([Segment(adapter, 0, tokens, dropout)])
 
-    def add(self, names: Sequence[str], input_T_I: Tensor, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    def add(self, columns: Mapping[str, slice], input_T_I: Tensor, output_T_O: Tensor) -> Tensor:
         """See `veneer_vlm.linear.Adapters`."""
-        wearing = [segment for segment in self.segments if segment.start < segment.stop]
-        if len(wearing) == 1 and wearing[0].stop - wearing[0].start == len(input_T_I):
-            return self._worn(wearing[0], names, input_T_I, outputs)
-        stretches, sizes = self._stretches(len(input_T_I))
-        # Split and joined, not sliced: a slice's gradient is a tensor of zeros as large as the whole.
-        inputs = torch.split(input_T_I, sizes)
-        parts = [torch.split(output, sizes) for output in outputs]
-        pieces = [
-            pieces if segment is None else self._worn(segment, names, here, pieces)
-            for segment, here, *pieces in zip(stretches, inputs, *parts, strict=True)
-        ]
-        return [torch.cat(part) for part in zip(*pieces, strict=True)]
-
-    def _stretches(self, tokens: int) -> tuple[list[Segment | None], list[int]]:
-        """The segments with what lies between them, and the tokens of each."""
-        stretches: list[Segment | None] = []
-        sizes: list[int] = []
-        done = 0
-        for segment in self.segments:
-            stretches += [None, segment]
-            sizes += [segment.start - done, segment.stop - segment.start]
-            done = segment.stop
-        return [*stretches, None], [*sizes, tokens - done]
-
-    def _worn(
-        self, segment: Segment, names: Sequence[str], input_T_I: Tensor, outputs: Sequence[Tensor]
-    ) -> Sequence[Tensor]:
-        worn = [part for part, name in enumerate(names) if name in segment.adapter.pairs]
+        worn = [worn for segment in self.segments if (worn := segment.update(columns)) is not None]
         if not worn:
-            return outputs
-        added = segment.wear([names[part] for part in worn], input_T_I, [outputs[part] for part in worn])
-        changed = dict(zip(worn, added, strict=True))
-        return [changed.get(part, output) for part, output in enumerate(outputs)]
+            return output_T_O
+        factors = [factor for _, own in worn for factor in own]
+        return updated([update for update, _ in worn], factors, input_T_I, output_T_O)
 
     def merged(self, size: int) -> "AdapterBatch":
         """See `veneer_vlm.linear.Adapters`."""

@@ -6,13 +6,14 @@ fewer and larger products. For inference alone: nothing flows back.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from veneer_vlm.lora import Adapter
+from veneer_vlm.lora_update import add_product
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +47,11 @@ class AdapterPack:
         """Of all adapters together."""
         return sum(adapter.config.r for adapter in self.adapters)
 
-    def packed(self, names: Sequence[str]) -> _Packed | None:
+    def packed(self, names: tuple[str, ...]) -> _Packed | None:
         """The factors of the linears `names`; None where no adapter has any."""
-        key = tuple(names)
-        if key not in self._packed:
-            self._packed[key] = self._pack(key)
-        return self._packed[key]
+        if names not in self._packed:
+            self._packed[names] = self._pack(names)
+        return self._packed[names]
 
     def _pack(self, names: tuple[str, ...]) -> _Packed | None:
         rows: list[Tensor] = []
@@ -83,18 +83,18 @@ class PackedAdapterBatch:
         self._owner_T = owner_T
 
     @torch.no_grad()
-    def add(self, names: Sequence[str], input_T_I: Tensor, outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    def add(self, columns: Mapping[str, slice], input_T_I: Tensor, output_T_O: Tensor) -> Tensor:
         """See `veneer_vlm.linear.Adapters`."""
-        packed = self._pack.packed(names)
+        packed = self._pack.packed(tuple(columns))
         if packed is None:
-            return outputs
+            return output_T_O
         inner_T_R = F.linear(input_T_I.to(packed.a_R_I.dtype), packed.a_R_I)
         # Filled, not multiplied by zero: what another adapter makes of this token may be infinite.
         inner_T_R = inner_T_R.masked_fill(self._owner_T[:, None] != packed.owner_R, 0)
-        return [
-            output if part is None else _added(output, inner_T_R[:, part[0]], part[1])
-            for output, part in zip(outputs, packed.parts, strict=True)
-        ]
+        for here, part in zip(columns.values(), packed.parts, strict=True):
+            if part is not None:
+                add_product(output_T_O[:, here], inner_T_R[:, part[0]], part[1])
+        return output_T_O
 
     def merged(self, size: int) -> "PackedAdapterBatch":
         """See `veneer_vlm.linear.Adapters`."""
@@ -103,10 +103,3 @@ class PackedAdapterBatch:
     def rows(self, start: int, stop: int) -> "PackedAdapterBatch":
         """See `veneer_vlm.linear.Adapters`."""
         return PackedAdapterBatch(self._pack, self._owner_T[start:stop])
-
-
-def _added(output_T_O: Tensor, inner_T_R: Tensor, b_O_R: Tensor) -> Tensor:
-    """Rounded once, into the output's dtype."""
-    if output_T_O.dtype == b_O_R.dtype:
-        return torch.addmm(output_T_O, inner_T_R, b_O_R.T)  # a B that lies by outputs is read a third faster
-    return (output_T_O + inner_T_R @ b_O_R.T).to(output_T_O.dtype)

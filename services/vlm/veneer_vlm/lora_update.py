@@ -1,15 +1,16 @@
-"""The arithmetic of an adapter on linears that read one input, forward and backward, with little to remember.
+"""The arithmetic of adapters on linears that read one input, forward and backward, with little to remember.
 
-Owns y_p + s dropout(x) A_pᵀ B_pᵀ for each of several linears p. Written by hand, because autograd would keep a
-copy of x in the adapter's dtype, masked, and the mask: here x is kept once as it came, with the products of rank R,
-and the mask is drawn again. All linears see the same x dropped out, where PEFT draws for each: one mask to draw and
-one product with all A, which halves what dropout costs beside a small base.
+Owns y_p + s dropout(x) A_pᵀ B_pᵀ for each of several linears p whose outputs y_p lie side by side, over stretches of
+tokens that may each wear another adapter. Written by hand, because autograd would keep a copy of x in the adapter's
+dtype, masked, and the mask, and would copy what it cuts: here x is kept once as it came, with the products of rank R,
+the mask is drawn again, and y is added to where it lies. All linears see the same x dropped out, where PEFT draws for
+each: one mask to draw and one product with all A, which halves what dropout costs beside a small base.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -19,26 +20,50 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """What is done with the inputs and the products.
+    """Which part of the outputs an adapter adds to, and what is done with the inputs and the products.
 
     Attributes:
+        tokens: that wear it.
+        columns: of the outputs, for each linear that it adapts.
         scale: s, dropout's own factor included.
-        drop: sets to zero what drops out of the inputs (T, I), each time the same; None without dropout.
+        drop: sets to zero what drops out of the inputs (N, I), each time the same; None without dropout.
     """
 
+    tokens: slice
+    columns: tuple[slice, ...]
     scale: float
     drop: Callable[[Tensor], None] | None = None
 
+    def inputs(self, input_T_I: Tensor, dtype: torch.dtype) -> Tensor:
+        """Those of its tokens (N, I) in a dtype, without what drops out."""
+        if self.drop is None:
+            return input_T_I[self.tokens].to(dtype)
+        exact_N_I = input_T_I[self.tokens].to(dtype, copy=True, memory_format=torch.contiguous_format)
+        self.drop(exact_N_I)
+        return exact_N_I
 
-def updated(
-    update: Update, input_T_I: Tensor, outputs: Sequence[Tensor], a_R_I: Sequence[Tensor], b_O_R: Sequence[Tensor]
-) -> Sequence[Tensor]:
-    """The outputs (T, O) of linears with an adapter's part added, in the outputs' dtype.
 
-    The part is computed in the adapter's dtype, as PEFT does, and rounded once. Gradients flow to everything.
+def updated(updates: Sequence[Update], factors: Sequence[Tensor], input_T_I: Tensor, output_T_O: Tensor) -> Tensor:
+    """The outputs (T, O) with the adapters' parts added, in their own memory: what went in is no more.
+
+    A part is computed in its adapter's dtype, as PEFT does, and rounded once. Gradients flow to everything.
+
+    Args:
+        updates: over stretches of tokens that do not overlap.
+        factors: for each update the A (R, I) of all its linears, then their B (O, R).
+        input_T_I: what the linears read.
+        output_T_O: what they made of it.
     """
-    added: Sequence[Tensor] = _Updated.apply(update, len(outputs), input_T_I, *outputs, *a_R_I, *b_O_R)  # type: ignore[no-untyped-call]
+    added: Tensor = _Updated.apply(updates, input_T_I, output_T_O, *factors)  # type: ignore[no-untyped-call]
     return added
+
+
+def add_product(output_T_O: Tensor, inner_T_R: Tensor, b_O_R: Tensor) -> None:
+    """Adds what B makes of the products of rank R to the outputs, rounded once into their dtype."""
+    if output_T_O.dtype is b_O_R.dtype:
+        output_T_O.addmm_(inner_T_R, b_O_R.T)
+    else:
+        output_T_O.copy_(F.linear(inner_T_R, b_O_R).add_(output_T_O))
 
 
 class _Context(Protocol):
@@ -46,56 +71,64 @@ class _Context(Protocol):
 
     saved_tensors: tuple[Tensor, ...]
     needs_input_grad: tuple[bool, ...]
-    update: Update
-    parts: int
+    updates: Sequence[Update]
+
+    def mark_dirty(self, *tensors: Tensor) -> None: ...
 
     def save_for_backward(self, *tensors: Tensor) -> None: ...
 
 
 class _Updated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: _Context, update: Update, parts: int, input_T_I: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        outputs, a_R_I, b_O_R = (tensors[at : at + parts] for at in (0, parts, 2 * parts))
-        exact_T_I = _dropped(update, input_T_I, a_R_I[0].dtype)
-        inner_T_R = update.scale * F.linear(exact_T_I, _stacked(a_R_I))
-        inner = torch.split(inner_T_R, [len(a) for a in a_R_I], dim=-1)
-        ctx.update, ctx.parts = update, parts
-        ctx.save_for_backward(input_T_I, *a_R_I, *b_O_R, *inner)
-        return tuple(_added(y, z, b) for y, z, b in zip(outputs, inner, b_O_R, strict=True))
+    def forward(
+        ctx: _Context, updates: Sequence[Update], input_T_I: Tensor, output_T_O: Tensor, *factors: Tensor
+    ) -> Tensor:
+        inner = []
+        for update, a_R_I, b_O_R in _grouped(updates, factors):
+            inner_N_R = update.scale * F.linear(update.inputs(input_T_I, a_R_I[0].dtype), _stacked(a_R_I))
+            inner.append(inner_N_R)
+            for columns, part_N_R, b in zip(update.columns, _split(inner_N_R, a_R_I), b_O_R, strict=True):
+                add_product(output_T_O[update.tokens, columns], part_N_R, b)
+        ctx.mark_dirty(output_T_O)
+        ctx.updates = updates
+        ctx.save_for_backward(input_T_I, *inner, *factors)
+        return output_T_O
 
     @staticmethod
-    def backward(ctx: _Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        update, parts = ctx.update, ctx.parts
+    def backward(ctx: _Context, grad_T_O: Tensor) -> tuple[Tensor | None, ...]:
         input_T_I, *rest = ctx.saved_tensors
-        a_R_I, b_O_R, inner_T_R = (rest[at : at + parts] for at in (0, parts, 2 * parts))
-        kind = a_R_I[0].dtype
-        exact = [grad.to(kind) for grad in grads]
-        b_grads = [grad.T @ z for grad, z in zip(exact, inner_T_R, strict=True)]
-        inner_grad = torch.cat([grad @ b for grad, b in zip(exact, b_O_R, strict=True)], -1).mul_(update.scale)
-        input_grad: Tensor | None = None
-        if ctx.needs_input_grad[2]:
-            input_grad = inner_grad @ _stacked(a_R_I)
-            if update.drop is not None:
-                update.drop(input_grad)
-            input_grad = input_grad.to(input_T_I.dtype)
-        a_grads = torch.split(inner_grad.T @ _dropped(update, input_T_I, kind), [len(a) for a in a_R_I])
-        return None, None, input_grad, *grads, *a_grads, *b_grads
+        inner, factors = rest[: len(ctx.updates)], rest[len(ctx.updates) :]
+        input_grad_T_I = torch.zeros_like(input_T_I) if ctx.needs_input_grad[1] else None
+        grads: list[Tensor] = []
+        for (update, a_R_I, b_O_R), inner_N_R in zip(_grouped(ctx.updates, factors), inner, strict=True):
+            dtype = inner_N_R.dtype
+            exact = [grad_T_O[update.tokens, columns].to(dtype) for columns in update.columns]
+            products = zip(exact, _split(inner_N_R, a_R_I), strict=True)
+            b_grads = [grad_N_O.T @ part_N_R for grad_N_O, part_N_R in products]
+            inner_grad_N_R = torch.cat([grad_N_O @ b for grad_N_O, b in zip(exact, b_O_R, strict=True)], -1)
+            inner_grad_N_R *= update.scale
+            if input_grad_T_I is not None:
+                grad_N_I = inner_grad_N_R @ _stacked(a_R_I)
+                if update.drop is not None:
+                    update.drop(grad_N_I)
+                input_grad_T_I[update.tokens] = grad_N_I
+            a_grads = torch.split(inner_grad_N_R.T @ update.inputs(input_T_I, dtype), [len(a) for a in a_R_I])
+            grads += [*a_grads, *b_grads]
+        return None, input_grad_T_I, grad_T_O, *grads
 
 
-def _dropped(update: Update, input_T_I: Tensor, kind: torch.dtype) -> Tensor:
-    """The inputs in the adapter's dtype, without what drops out."""
-    if update.drop is None:
-        return input_T_I.to(kind)
-    exact_T_I = input_T_I.to(kind, copy=True, memory_format=torch.contiguous_format)
-    update.drop(exact_T_I)
-    return exact_T_I
+def _grouped(
+    updates: Sequence[Update], factors: Sequence[Tensor]
+) -> Iterator[tuple[Update, Sequence[Tensor], Sequence[Tensor]]]:
+    """Each update with its A and its B."""
+    rest = iter(factors)
+    for update in updates:
+        yield update, [next(rest) for _ in update.columns], [next(rest) for _ in update.columns]
+
+
+def _split(inner_N_R: Tensor, a_R_I: Sequence[Tensor]) -> Sequence[Tensor]:
+    return torch.split(inner_N_R, [len(a) for a in a_R_I], dim=-1)
 
 
 def _stacked(a_R_I: Sequence[Tensor]) -> Tensor:
     return a_R_I[0] if len(a_R_I) == 1 else torch.cat(list(a_R_I))
-
-
-def _added(output_T_O: Tensor, inner_T_R: Tensor, b_O_R: Tensor) -> Tensor:
-    if output_T_O.dtype == b_O_R.dtype:
-        return torch.addmm(output_T_O, inner_T_R, b_O_R.T)
-    return F.linear(inner_T_R, b_O_R).add_(output_T_O).to(output_T_O.dtype)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import peft
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
@@ -15,8 +16,6 @@ from veneer_vlm.lora import Adapter, AdapterBatch, AdapterConfig, DropoutKey, Lo
 from veneer_vlm.loss import token_losses
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from tests.unit.vlm.conftest import Row, Toy
 
 # peft 0.21 reads an attribute that transformers 5.23 deprecates.
@@ -202,10 +201,13 @@ def test_dropout_keeps_the_expectation(toy: Toy) -> None:
     adapter = filled(toy, config, seed=5)
     name = next(iter(adapter.pairs))
     input_T_I = torch.randn(6, 64)
-    nothing = torch.zeros(6, len(adapter.pairs[name].b_O_R))
-    (plain,) = Segment(adapter, 0, 6).wear([name], input_T_I, [nothing])
-    worn = [Segment(adapter, 0, 6, DropoutKey(0, step)).wear([name], input_T_I, [nothing])[0] for step in range(3000)]
-    mean = torch.stack(worn).mean(0)
+
+    def added(dropout: DropoutKey | None) -> torch.Tensor:
+        nothing = torch.zeros(6, len(adapter.pairs[name].b_O_R))
+        return AdapterBatch.uniform(adapter, 6, dropout).add({name: slice(0, nothing.shape[1])}, input_T_I, nothing)
+
+    plain = added(None)
+    mean = torch.stack([added(DropoutKey(0, step)) for step in range(3000)]).mean(0)
     assert_close(mean, plain, rtol=0, atol=0.12 * float(plain.abs().max()))
 
 
@@ -224,40 +226,47 @@ def test_a_jobs_dropout_is_the_same_in_company(toy: Toy, rows: list[Row]) -> Non
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_by_hand_are_autograds(dtype: torch.dtype, dropout: float) -> None:
-    """Three linears on one input, one of them as wide as a row is long, against the formula in autograd."""
+    """Three linears on one input, one of them as wide as a row is long, against the formula in autograd.
+
+    Two adapters wear tokens of their own, the second has no update of one linear, and a token between wears nothing.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
 
     config = AdapterConfig(r=3, lora_alpha=5, lora_dropout=dropout)
-    sizes = {"a": 4, "b": 8, "c": 5}
-    adapter = Adapter(config, {name: LowRankPair(drawn(3, 8), drawn(size, 3)) for name, size in sizes.items()})
-    x, outputs = drawn(7, 8).to(dtype), [drawn(7, size).to(dtype) for size in sizes.values()]
-    weights = [drawn(7, size) for size in sizes.values()]
-    key = DropoutKey(1, 2)
-    leaves = [x, *outputs, *(tensor for _, tensor in adapter.tensors())]
+    columns = {"a": slice(0, 4), "b": slice(4, 12), "c": slice(12, 17)}
+    adapters = [
+        Adapter(config, {name: LowRankPair(drawn(3, 8), drawn(columns[name].stop - columns[name].start, 3))
+                         for name in names})
+        for names in ("abc", "bc")
+    ]  # fmt: skip
+    x, output, weight = drawn(9, 8).to(dtype), drawn(9, 17).to(dtype), drawn(9, 17)
+    segments = [Segment(adapters[0], 0, 4, DropoutKey(1, 2)), Segment(adapters[1], 5, 9, DropoutKey(3, 2))]
+    leaves = [x, output, *(tensor for adapter in adapters for _, tensor in adapter.tensors())]
     for leaf in leaves:
         leaf.requires_grad_()
 
-    def gradients(results: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        loss = sum((result.float() * weight).sum() for result, weight in zip(results, weights, strict=True))
-        return torch.autograd.grad(loss, leaves)
-
-    kept_share = torch.ones(7, 8)
-    key.drop("a", kept_share, dropout)  # one draw for all that read the same
-    plain = []
-    for name, output in zip("abc", outputs, strict=True):
-        pair, kept = adapter.pairs[name], x.float()
+    plain = output.float()
+    for segment in segments:
+        kept = x[segment.start : segment.stop].float()
         if dropout:
+            kept_share = torch.ones_like(kept)
+            assert segment.dropout is not None
+            segment.dropout.drop(next(iter(segment.adapter.pairs)), kept_share, dropout)  # one draw for all
             kept = kept * kept_share / (1 - dropout)
-        plain.append((output + 5 / 3 * kept @ pair.a_R_I.T @ pair.b_O_R.T).to(dtype))
-    worn = AdapterBatch.uniform(adapter, 7, key).add("abc", x, outputs)
+        for name, pair in segment.adapter.pairs.items():
+            update = F.pad(5 / 3 * kept @ pair.a_R_I.T @ pair.b_O_R.T, (columns[name].start, 17 - columns[name].stop))
+            plain = plain + F.pad(update, (0, 0, segment.start, 9 - segment.stop))
+    plain = plain.to(dtype)
+    worn = AdapterBatch(segments).add(columns, x, output.clone())
     limits = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
-    assert_close(list(worn), plain, **limits)
-    for ours, theirs in zip(gradients(worn), gradients(plain), strict=True):
-        assert ours.dtype == theirs.dtype
-        assert_close(ours, theirs, **limits)
+    assert_close(worn, plain, **limits)
+    ours, theirs = (torch.autograd.grad((result.float() * weight).sum(), leaves) for result in (worn, plain))
+    for mine, right in zip(ours, theirs, strict=True):
+        assert mine.dtype == right.dtype
+        assert_close(mine, right, **limits)
 
 
 def test_little_is_kept_for_the_backward_pass() -> None:
@@ -266,7 +275,8 @@ def test_little_is_kept_for_the_backward_pass() -> None:
     adapter = Adapter(config, {name: LowRankPair(torch.ones(2, 64), torch.ones(64, 2)) for name in "abc"})
     for _, tensor in adapter.tensors():
         tensor.requires_grad_()
-    x, outputs = torch.ones(10, 64).bfloat16(), [torch.ones(10, 64).bfloat16() for _ in "abc"]
+    x, output = torch.ones(10, 64).bfloat16(), torch.ones(10, 192).bfloat16()
+    columns = {name: slice(64 * part, 64 * (part + 1)) for part, name in enumerate("abc")}
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -274,9 +284,10 @@ def test_little_is_kept_for_the_backward_pass() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        worn = AdapterBatch.uniform(adapter, 10, DropoutKey(1, 2)).add("abc", x, outputs)
+        worn = AdapterBatch.uniform(adapter, 10, DropoutKey(1, 2)).add(columns, x, output)
     factors = sum(tensor.nbytes for _, tensor in adapter.tensors())
-    assert worn[0].requires_grad
+    assert worn.requires_grad
+    assert worn.data_ptr() == output.data_ptr()
     assert sum(kept.values()) - factors == x.nbytes + 3 * 10 * 2 * 4
 
 
@@ -287,7 +298,7 @@ def test_segments_must_grow_and_not_overlap(bounds: list[int]) -> None:
     flat = [bound for segment in segments for bound in (segment.start, segment.stop)]
     if flat == sorted(flat):
         # Exactly the tokens of the segments change.
-        (output,) = AdapterBatch(segments).add(["x"], torch.ones(31, 1), [torch.zeros(31, 1)])
+        output = AdapterBatch(segments).add({"x": slice(0, 1)}, torch.ones(31, 1), torch.zeros(31, 1))
         inside = [any(segment.start <= token < segment.stop for segment in segments) for token in range(31)]
         assert output[:, 0].ne(0).tolist() == inside
     else:

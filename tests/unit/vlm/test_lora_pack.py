@@ -36,27 +36,26 @@ def owned(batch: list[int], adapters: list[Adapter]) -> AdapterBatch:
 def test_packed_is_what_segments_are(adapters: list[Adapter]) -> None:
     batch = [0, 1, -1, 1, 2, 0]
     generator = torch.Generator().manual_seed(5)
-    hidden = torch.randn(6, 64, generator=generator)
-    outputs = [torch.randn(6, size, generator=generator) for size in (64, 32, 32)]
+    hidden, output = torch.randn(6, 64, generator=generator), torch.randn(6, 128, generator=generator)
+    columns = {Q: slice(0, 64), K: slice(64, 96), V: slice(96, 128)}
     packed = PackedAdapterBatch(AdapterPack(adapters), torch.tensor(batch))
-    expected = owned(batch, adapters).add((Q, K, V), hidden, outputs)
+    right = owned(batch, adapters).add(columns, hidden, output.clone())
     for _ in range(2):  # packed once, used again
-        for found, right in zip(packed.add((Q, K, V), hidden, outputs), expected, strict=True):
-            torch.testing.assert_close(found, right)
+        torch.testing.assert_close(packed.add(columns, hidden, output.clone()), right)
 
 
 def test_what_nobody_adapts_is_left_alone(adapters: list[Adapter]) -> None:
     packed = PackedAdapterBatch(AdapterPack(adapters[2:]), torch.tensor([0]))
-    output = torch.ones(1, 64)
-    assert packed.add((Q,), torch.ones(1, 64), (output,))[0] is output
+    found = packed.add({Q: slice(0, 64)}, torch.ones(1, 64), torch.ones(1, 64))
+    assert torch.equal(found, torch.ones(1, 64))
 
 
 def test_merged_rows_follow_their_adapters(adapters: list[Adapter]) -> None:
     owner_P = torch.tensor([1, 1, 1, 1, -1, -1, -1, -1, 0, 0, 0, 0])
     packed = PackedAdapterBatch(AdapterPack(adapters), owner_P).merged(4)
-    hidden, output = torch.ones(3, 128), torch.zeros(3, 64)
-    (found,) = packed.add((FC2,), hidden, (output,))
-    (right,) = owned([1, -1, -1], adapters).add((FC2,), hidden, (output,))
+    columns = {FC2: slice(0, 64)}
+    found = packed.add(columns, torch.ones(3, 128), torch.zeros(3, 64))
+    right = owned([1, -1, -1], adapters).add(columns, torch.ones(3, 128), torch.zeros(3, 64))
     torch.testing.assert_close(found, right)
     assert found[0].any()
     assert not found[1:].any()
@@ -65,15 +64,15 @@ def test_merged_rows_follow_their_adapters(adapters: list[Adapter]) -> None:
 def test_an_adapter_that_overflows_reaches_no_other(adapters: list[Adapter]) -> None:
     adapters[0].pairs[Q].a_R_I.fill_(3e38)
     packed = PackedAdapterBatch(AdapterPack(adapters[:2]), torch.tensor([0, 1]))
-    (found,) = packed.add((Q,), torch.ones(2, 64), (torch.zeros(2, 64),))
+    found = packed.add({Q: slice(0, 64)}, torch.ones(2, 64), torch.zeros(2, 64))
     assert not found[0].isfinite().all()
     assert not found[1].any()
 
 
 def test_half_precision_outputs_are_rounded_once(adapters: list[Adapter]) -> None:
-    batch = [0, 1, 2]
-    hidden, outputs = torch.randn(3, 64).bfloat16(), [torch.randn(3, 64).bfloat16()]
-    (found,) = PackedAdapterBatch(AdapterPack(adapters), torch.tensor(batch)).add((Q,), hidden, outputs)
-    (right,) = owned(batch, adapters).add((Q,), hidden, outputs)
+    batch, columns = [0, 1, 2], {Q: slice(0, 64)}
+    hidden, output = torch.randn(3, 64).bfloat16(), torch.randn(3, 64).bfloat16()
+    found = PackedAdapterBatch(AdapterPack(adapters), torch.tensor(batch)).add(columns, hidden, output.clone())
+    right = owned(batch, adapters).add(columns, hidden, output.clone())
     assert found.dtype is torch.bfloat16
     torch.testing.assert_close(found, right)
