@@ -17,7 +17,7 @@ BASE = BaseModel(ModelName("m"), "digest", 4096, 1 << 20, LINEARS)
 SPLIT = SplitFacts(rows=100, visual_tokens=900, prompt_tokens=500, supervised_tokens=100, longest_row=30)
 COSTS = Calibration(
     "digest", "float32", tuple(sorted(LINEARS)), 8,
-    StepCost(0.5, 0.01, 0.02, 0.1), StepCost(1000, 10, 20, 0),
+    StepCost(0.5, 0.01, 0.02, 0.1, 0.001), StepCost(1000, 10, 20, 0),
 )  # fmt: skip
 WORKER = Worker("w", "cpu", "cpu-2x", frozenset({"float32"}), 10_000, {"models/m": "digest"}, (COSTS,))
 
@@ -27,8 +27,8 @@ def test_steps_tokens_time_and_memory_are_the_sums_they_should_be() -> None:
     assert taken.steps == 3 * 50
     assert (taken.tokens_per_epoch, taken.total_tokens) == (1500, 4500)
     assert taken.trainable_parameters == 4 * 8 * 128
-    # a step has two rows: 12 text tokens, two of them supervised, and 18 visual ones
-    assert math.isclose(taken.duration_s or 0, 150 * (0.5 + 12 * 0.01 + 18 * 0.02 + 2 * 0.1))
+    # a step has two rows of 15 tokens: 12 text tokens, two of them supervised, and 18 visual ones
+    assert math.isclose(taken.duration_s or 0, 150 * (0.5 + 12 * 0.01 + 18 * 0.02 + 2 * 0.1 + 2 * 15**2 * 0.001))
     # the longest row is twice the mean, 12 text and 18 visual tokens, and both rows of a step are one pass
     assert taken.peak_memory_bytes == 1000 + 2 * (12 * 10 + 18 * 20)
     assert (taken.worker_class, taken.available_memory_bytes, taken.fits) == ("cpu-2x", 10_000, True)
@@ -47,7 +47,7 @@ def test_several_ranks_share_the_rows_of_a_step() -> None:
     taken = estimate(spec, BASE, SPLIT, [dataclasses.replace(WORKER, ranks=2)])
     assert taken.steps == 3 * 34  # as on one rank
     # the first rank has two of the three rows
-    assert math.isclose(taken.duration_s or 0, 102 * (0.5 + 12 * 0.01 + 18 * 0.02 + 2 * 0.1))
+    assert math.isclose(taken.duration_s or 0, 102 * (0.5 + 12 * 0.01 + 18 * 0.02 + 2 * 0.1 + 2 * 15**2 * 0.001))
     assert taken.peak_memory_bytes == 1000 + 2 * (12 * 10 + 18 * 20)
 
 

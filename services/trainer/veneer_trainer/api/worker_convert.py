@@ -102,4 +102,7 @@ def _calibration(message: _pb.Calibration) -> Calibration:
 
 
 def _cost(message: _pb.StepCost) -> StepCost:
-    return StepCost(message.fixed, message.per_text_token, message.per_visual_token, message.per_supervised_token)
+    return StepCost(
+        message.fixed, message.per_text_token, message.per_visual_token, message.per_supervised_token,
+        message.per_token_pair,
+    )  # fmt: skip

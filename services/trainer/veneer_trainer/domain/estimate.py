@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from veneer_trainer.domain.jobs import Estimate
 from veneer_trainer.domain.spec import Dtype, TrainingSpec
 from veneer_trainer.domain.targets import targeted, trainable_parameters
-from veneer_trainer.domain.workers import Calibration, Worker
+from veneer_trainer.domain.workers import Calibration, StepCost, Worker
 from veneer_trainer.ports import BaseModel, SplitFacts
 
 _MIN_PIXELS = 1024
@@ -24,15 +24,20 @@ PASS_TOKENS = 2048
 
 @dataclass(frozen=True, slots=True)
 class RowLoad:
-    """Tokens of a row; supervised ones are among the text tokens."""
+    """Tokens of a row, or of several that are equally long; supervised ones are among the text tokens."""
 
     text: float
     visual: float
     supervised: float
+    rows: float = 1.0
 
     def times(self, factor: float) -> RowLoad:
         """Returns the tokens of `factor` such rows."""
-        return RowLoad(self.text * factor, self.visual * factor, self.supervised * factor)
+        return RowLoad(self.text * factor, self.visual * factor, self.supervised * factor, self.rows * factor)
+
+    def cost(self, costs: StepCost) -> float:
+        """Returns what a step of these rows costs."""
+        return costs.of(self.text, self.visual, self.supervised, (self.text + self.visual) ** 2 / self.rows)
 
 
 def total_steps(spec: TrainingSpec, rows: int) -> int:
@@ -91,15 +96,14 @@ def _offer(
     # The peak is the largest pass; its text and pictures are taken to stand as in the mean row.
     peak = row.times(_pass_tokens(spec, own_rows, split.longest_row or 0) / (row.text + row.visual))
     kept = min(costs.kept_bytes_per_visual_token * row.visual * split.rows, costs.kept_bytes_limit)
-    pass_bytes = costs.memory_bytes.of(peak.text, peak.visual, peak.supervised)
+    pass_bytes = peak.cost(costs.memory_bytes)
     peak_bytes = math.ceil(max(pass_bytes, costs.least_memory_bytes) + kept)
     steps = known.steps or 0
     # A frozen tower sees each picture once; pictures that rows share are not known here, and count again.
     seen = min(row.visual * split.rows, step.visual * steps)
     return replace(
         known,
-        duration_s=steps * costs.seconds.of(step.text, step.visual, step.supervised)
-        + costs.tower_seconds_per_visual_token * seen,
+        duration_s=steps * step.cost(costs.seconds) + costs.tower_seconds_per_visual_token * seen,
         peak_memory_bytes=peak_bytes,
         worker_class=worker.worker_class,
         available_memory_bytes=worker.memory_bytes,
@@ -153,7 +157,7 @@ def _mean_row(split: SplitFacts) -> RowLoad | None:
     text = split.prompt_tokens + split.supervised_tokens
     if not split.rows or not text:
         return None
-    return RowLoad(text, split.visual_tokens, split.supervised_tokens).times(1 / split.rows)
+    return RowLoad(text, split.visual_tokens, split.supervised_tokens, split.rows).times(1 / split.rows)
 
 
 def _holds(worker: Worker, base: BaseModel, spec: TrainingSpec) -> bool:

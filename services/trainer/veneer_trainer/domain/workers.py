@@ -14,20 +14,25 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """A cost that is linear in a step's tokens."""
+    """A cost that is linear in a step's tokens, and in the pairs of tokens that attend to one another."""
 
     fixed: float
     per_text_token: float
     per_visual_token: float
     per_supervised_token: float
+    per_token_pair: float = 0.0
 
-    def of(self, text: float, visual: float, supervised: float) -> float:
-        """Returns the cost of a step with so many tokens; supervised ones are among the text tokens."""
+    def of(self, text: float, visual: float, supervised: float, pairs: float) -> float:
+        """Returns the cost of a step with so many tokens.
+
+        Supervised tokens are among the text tokens; a row of n tokens has n squared pairs.
+        """
         return (
             self.fixed
             + self.per_text_token * text
             + self.per_visual_token * visual
             + self.per_supervised_token * supervised
+            + self.per_token_pair * pairs
         )
 
 

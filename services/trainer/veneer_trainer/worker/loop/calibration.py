@@ -33,17 +33,23 @@ _GEMM_SIDE = 1024
 
 @dataclass(frozen=True, slots=True)
 class _Load:
-    """Tokens of a made-up step; supervised ones are among the text tokens."""
+    """Tokens of a made-up step; supervised ones are among the text tokens, and `rows` are equally long."""
 
     text: int
     visual: int
     supervised: int
+    rows: int
+
+    @property
+    def pairs(self) -> int:
+        """Of tokens of one row."""
+        return (self.text + self.visual) ** 2 // self.rows
 
 
-# Apart in one figure each, and within what a job's own step has: what is measured is not stretched far. Each has the
-# logits of a whole chunk, for more of them take no more memory.
-_SMALL, _TEXT = _Load(192, 0, CHUNK), _Load(512, 0, CHUNK)
-_VISUAL, _SUPERVISED = _Load(512, 256, CHUNK), _Load(512, 0, 3 * CHUNK)
+# Apart in one figure each, but for pairs, and within what a job's own step has: what is measured is not stretched
+# far. Each has the logits of a whole chunk, for more of them take no more memory.
+_SMALL, _TEXT, _LONG = _Load(192, 0, CHUNK, 1), _Load(512, 0, CHUNK, 4), _Load(512, 0, CHUNK, 1)
+_VISUAL, _SUPERVISED = _Load(512, 256, CHUNK, 3), _Load(512, 0, 3 * CHUNK, 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +76,23 @@ def measure(task: Measure) -> worker_service_pb2.Calibration:
     loaded_bytes = peak_memory_bytes(task.device)
     first = trial.cost(_SMALL)  # it makes what later ones find
     # In turns, for the machine's pace changes: only what was measured in the same seconds can be compared.
-    rounds = [[trial.cost(each) for each in (_SMALL, _TEXT, _VISUAL, _SUPERVISED)] for _ in range(_ROUNDS)]
-    small, text, visual, supervised = (_least(costs) for costs in zip(*rounds, strict=True))
+    loads = _SMALL, _TEXT, _LONG, _VISUAL, _SUPERVISED
+    rounds = [[trial.cost(each) for each in loads] for _ in range(_ROUNDS)]
+    costs = dict(zip(loads, (_least(each) for each in zip(*rounds, strict=True)), strict=True))
+    per_pair_s = _slope(costs[_TEXT].seconds, costs[_LONG].seconds, _LONG.pairs - _TEXT.pairs)
 
-    def line(of: Callable[[_Cost], float]) -> worker_service_pb2.StepCost:
-        per_text = _slope(of(small), of(text), _TEXT.text - _SMALL.text)
-        per_supervised = _slope(of(text), of(supervised), _SUPERVISED.supervised - _TEXT.supervised)
+    def line(of: Callable[[_Cost], float], per_pair: float) -> worker_service_pb2.StepCost:
+        small, text, visual, supervised = (
+            of(costs[load]) - per_pair * load.pairs for load in (_SMALL, _TEXT, _VISUAL, _SUPERVISED)
+        )
+        per_text = _slope(small, text, _TEXT.text - _SMALL.text)
+        per_supervised = _slope(text, supervised, _SUPERVISED.supervised - _TEXT.supervised)
         return worker_service_pb2.StepCost(
-            fixed=max(0.0, of(small) - per_text * _SMALL.text - per_supervised * _SMALL.supervised),
+            fixed=max(0.0, small - per_text * _SMALL.text - per_supervised * _SMALL.supervised),
             per_text_token=per_text,
-            per_visual_token=_slope(of(text), of(visual), _VISUAL.visual),
+            per_visual_token=_slope(text, visual, _VISUAL.visual),
             per_supervised_token=per_supervised,
+            per_token_pair=per_pair,
         )
 
     measured = worker_service_pb2.Calibration(
@@ -88,8 +100,8 @@ def measure(task: Measure) -> worker_service_pb2.Calibration:
         dtype=model_pb2.DTYPE_BFLOAT16 if plan.dtype is torch.bfloat16 else model_pb2.DTYPE_FLOAT32,
         target_modules=plan.target_modules,
         rank=spec.lora.rank,
-        seconds=line(lambda cost: cost.seconds),
-        memory_bytes=line(lambda cost: cost.memory_bytes),
+        seconds=line(lambda cost: cost.seconds, per_pair_s),
+        memory_bytes=line(lambda cost: cost.memory_bytes, 0.0),  # attention keeps nothing of a pair
         gemm_flops_per_s=gemm_flops_per_s(plan.dtype, plan.device),
         kept_bytes_per_visual_token=_kept_bytes(config, plan),
         kept_bytes_limit=2 * task.cache_bytes,  # rows, and features again
@@ -150,9 +162,9 @@ class _Trial:
         ids_T[: load.visual] = self._config.image_token_id
         predicting_N = torch.arange(tokens - 1 - load.supervised, tokens - 1)
         pictures = (_picture(self._config.vision, load.visual),) if load.visual else ()
-        each = Pass(
-            0, ids_T, torch.arange(tokens).expand(3, -1), (tokens,), predicting_N, ids_T[predicting_N + 1], pictures
-        )
+        row = tokens // load.rows
+        positions_3_T = torch.arange(row).repeat(load.rows).expand(3, -1)
+        each = Pass(0, ids_T, positions_3_T, (row,) * load.rows, predicting_N, ids_T[predicting_N + 1], pictures)
         return Step((each,), 1, tokens)
 
 
@@ -166,8 +178,8 @@ def _least(costs: Sequence[_Cost]) -> _Cost:
     return _Cost(min(each.seconds for each in costs), min(each.memory_bytes for each in costs))
 
 
-def _slope(low: float, high: float, tokens: int) -> float:
-    return max(0.0, high - low) / tokens
+def _slope(low: float, high: float, count: int) -> float:
+    return max(0.0, high - low) / count
 
 
 def _kept_bytes(config: ModelConfig, plan: Plan) -> float:
