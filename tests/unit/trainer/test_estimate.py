@@ -131,6 +131,17 @@ def test_a_frozen_tower_sees_each_picture_once_and_what_is_kept_takes_memory() -
     assert math.isclose(short.duration_s or 0, 10 * (plain.duration_s or 0) / 150 + 180 * 0.3)
 
 
+def test_a_merger_that_learns_has_the_frozen_tower_see_pictures_in_every_step() -> None:
+    linears = LINEARS | {"visual.merger": Linear("merger", 64, 64), "visual.qkv": Linear("vision", 64, 64)}
+    frozen = dataclasses.replace(COSTS, tower_seconds_per_visual_token=0.3)
+    learning = dataclasses.replace(COSTS, target_modules=tuple(sorted(linears)), seconds=StepCost(1000, 0, 0, 0))
+    worker = dataclasses.replace(WORKER, calibrations=(learning, frozen))
+    base = dataclasses.replace(BASE, linears=linears)
+    spec = dataclasses.replace(SPEC, lora=Lora(target_modules=("q_proj", "v_proj", "merger")))
+    plain = estimate(SPEC, BASE, SPLIT, [WORKER])
+    assert math.isclose(estimate(spec, base, SPLIT, [worker]).duration_s or 0, (plain.duration_s or 0) + 150 * 18 * 0.3)
+
+
 @given(st.integers(1, 10**6), st.integers(1, 100), st.integers(1, 64), st.integers(1, 64))
 def test_an_epoch_takes_every_row_and_no_step_is_empty(rows: int, epochs: int, batch: int, accumulated: int) -> None:
     spec = dataclasses.replace(SPEC, epochs=epochs, batch_size=batch, gradient_accumulation=accumulated)

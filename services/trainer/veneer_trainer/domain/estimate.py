@@ -18,6 +18,7 @@ from veneer_trainer.domain.workers import Calibration, StepCost, Worker
 from veneer_trainer.ports import BaseModel, SplitFacts
 
 _MIN_PIXELS = 1024
+_SEEING = {"merger", "vision"}  # adapted parts with which pictures go through the tower in every step
 PASS_TOKENS = 2048
 """Batches of one step are computed together up to so many tokens: a larger product wastes less of the machine."""
 
@@ -99,8 +100,10 @@ def _offer(
     pass_bytes = peak.cost(costs.memory_bytes)
     peak_bytes = math.ceil(max(pass_bytes, costs.least_memory_bytes) + kept)
     steps = known.steps or 0
-    # A frozen tower sees each picture once; pictures that rows share are not known here, and count again.
-    seen = min(row.visual * split.rows, step.visual * steps)
+    seen = step.visual * steps
+    if not _groups(targeted(base.linears, spec.lora), base) & _SEEING:
+        # A frozen tower sees each picture once; pictures that rows share are not known here, and count again.
+        seen = min(row.visual * split.rows, seen)
     return replace(
         known,
         duration_s=steps * step.cost(costs.seconds) + costs.tower_seconds_per_visual_token * seen,
@@ -167,13 +170,13 @@ def _holds(worker: Worker, base: BaseModel, spec: TrainingSpec) -> bool:
 
 def _nearest(spec: TrainingSpec, base: BaseModel, worker: Worker) -> Calibration | None:
     wanted = frozenset(targeted(base.linears, spec.lora))
-    sees = _trains_tower(wanted, base)
+    groups = _groups(wanted, base)
 
     def distance(costs: Calibration) -> tuple[bool, int, float]:
-        """A tower that is trained is seen through in every step; each adapted linear costs about the same again."""
+        """A tower that is trained costs more than all else; each adapted linear costs about the same again."""
         measured = frozenset(costs.target_modules)
         ranks = abs(math.log2(costs.rank / spec.lora.rank))
-        return _trains_tower(measured, base) != sees, len(measured ^ wanted), ranks
+        return "vision" in groups ^ _groups(measured, base), len(measured ^ wanted), ranks
 
     fitting = [
         costs
@@ -183,8 +186,9 @@ def _nearest(spec: TrainingSpec, base: BaseModel, worker: Worker) -> Calibration
     return min(fitting, key=distance, default=None)
 
 
-def _trains_tower(names: Iterable[str], base: BaseModel) -> bool:
-    return any(name in base.linears and base.linears[name].group != "decoder" for name in names)
+def _groups(names: Iterable[str], base: BaseModel) -> set[str]:
+    """Of the base's linears: which parts of it are adapted."""
+    return {base.linears[name].group for name in names if name in base.linears}
 
 
 def _on_some_class(known: Estimate, able: list[Worker]) -> Estimate:
