@@ -74,7 +74,7 @@ class Load:
 
 
 def test_replicas_drain_die_and_join_under_load(pair: Any, folder: Path) -> None:
-    pictures = sorted((folder / "images").glob("test-*.png"))[:12]
+    pictures = [folder / "images" / "test" / f"{number:04}.png" for number in range(12)]
     with Load(pair.client, pictures) as load:
 
         def answers(replica: str, more: int = 8) -> None:
