@@ -28,7 +28,7 @@ class ExampleCalls:
         )
 
         def serialized() -> Iterator[list[bytes] | None]:
-            """ReadExamplesResponses on the wire, about 256 KiB of them at a time; None before what may wait."""
+            """ReadExamplesResponses on the wire, about 512 KiB of them at a time; None before what may wait."""
             with closing(self._app.examples.read(whose, stored, wanted)) as pieces:
                 for piece in pieces:
                     if isinstance(piece, bytes):

@@ -197,7 +197,7 @@ def _indexes(first: int, count: int) -> list[bytes]:
     """The fields Example.index of rows one after another; nothing where it is 0."""
     fields: list[bytes] = []
     for high in range(first >> 7, (first + count + 127) >> 7):
+        wanted = slice(max(0, first - (high << 7)), first + count - (high << 7))
         more = _varint(high)
-        fields += [low + more for low in _LOW_BITS] if high else _INDEXES
-    skipped = first & 0x7F
-    return fields[skipped : skipped + count]
+        fields += [low + more for low in _LOW_BITS[wanted]] if high else _INDEXES[wanted]
+    return fields

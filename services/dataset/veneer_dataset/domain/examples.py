@@ -21,7 +21,7 @@ _ROWS_AT_ONCE = 8192
 _ORIGINALS_AT_ONCE = 256  # nothing is sent while so many are looked up
 _RESIZED_AT_ONCE = 16
 _RESIZED_BYTES_AT_ONCE = 16 * 1024 * 1024
-_BYTES_AT_ONCE = 256 * 1024  # small enough to stay in a core's own cache from the disk to the wire
+_BYTES_AT_ONCE = 512 * 1024  # smaller messages cost more turns; larger ones leave a core's own cache on their way
 _LOOKS_EVERY_S = 0.1  # whether the version is still there
 
 Content = bytes | bytearray | NDArray[np.uint8]
@@ -84,7 +84,7 @@ class Examples:
         self._sources = sources
 
     def read(self, tenant: str, stored: StoredVersion, wanted: Wanted) -> Generator[Piece | bytes | None, None, None]:
-        """Yields rows in the wanted order, some 256 KiB at a time; None before what may wait, for a disk or for others.
+        """Yields rows in the wanted order, some 512 KiB at a time; None before what may wait, for a disk or for others.
 
         Bytes are rows that are sent together and stand so in the pack already, with their heads. A row whose pictures
         alone are so large is the last of its piece. Of pictures as uploaded, what follows a piece waits for nothing.
