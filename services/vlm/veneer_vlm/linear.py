@@ -5,7 +5,7 @@ Owns the seam at which a base linear may be computed in another way (packed for 
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 LARGE = 1 << 20
 """Numbers of a weight that is worth a way of its own: in memory as it is stored, and on a CPU by oneDNN."""
 
-_WIDENED_AT_ONCE = 1 << 20  # numbers: 4 MB of float32 stay in a core's cache until they are multiplied
-_WIDENED_FOR_GRADIENT = 1 << 22  # numbers: there each piece adds to the whole gradient, so that fewer are better
+_AT_ONCE = 512  # outputs or inputs of a weight: what was widened stays in a core's cache until it is multiplied
+_TALL = 1 << 15  # outputs: so many inputs of such a weight, a head's, are no small piece of it
 _ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
@@ -53,10 +53,10 @@ def embedding(rows: int, width: int) -> nn.Embedding:
 def product(input_T_I: Tensor, weight_O_I: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """Inputs times a frozen weight, (T, O); gradients flow to the inputs alone.
 
-    A weight of another dtype than the inputs' is converted some rows at a time, and never there as a whole: one that is
+    A weight of another dtype than the inputs' is converted a piece at a time, and never there as a whole: one that is
     stored in fewer bits takes no more memory than that, and says the same.
     """
-    if weight_O_I.dtype is input_T_I.dtype and not _by_onednn(weight_O_I):
+    if weight_O_I.dtype is input_T_I.dtype and not _by_onednn(weight_O_I, input_T_I.dtype):
         return F.linear(input_T_I, weight_O_I, bias_O)
     product_T_O: Tensor = _Product.apply(input_T_I, weight_O_I, bias_O)  # type: ignore[no-untyped-call]
     return product_T_O
@@ -74,43 +74,50 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: _Context, input_T_I: Tensor, weight_O_I: Tensor, bias_O: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight_O_I)
-        parts = [_dense(input_T_I, rows_N_I) for rows_N_I in _converted(weight_O_I, input_T_I.dtype, _WIDENED_AT_ONCE)]
-        product_T_O = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        times = _onednn if _by_onednn(weight_O_I, input_T_I.dtype) else F.linear
+        rows = [weight_O_I] if weight_O_I.dtype is input_T_I.dtype else weight_O_I.split(_AT_ONCE)
+        product_T_O = _beside(times(input_T_I, rows_N_I) for rows_N_I in _converted(rows, input_T_I.dtype))
         return product_T_O if bias_O is None else product_T_O.add_(bias_O)
 
     @staticmethod
     def backward(ctx: _Context, grad_T_O: Tensor) -> tuple[Tensor, None, None]:
         (weight_O_I,) = ctx.saved_tensors
-        grad_T_I: Tensor | None = None
-        done = 0
-        for rows_N_I in _converted(weight_O_I, grad_T_O.dtype, _WIDENED_FOR_GRADIENT):
-            grad_T_N = grad_T_O[:, done : done + len(rows_N_I)]
-            grad_T_I = grad_T_N @ rows_N_I if grad_T_I is None else grad_T_I.addmm_(grad_T_N, rows_N_I)
-            done += len(rows_N_I)
-        assert grad_T_I is not None  # noqa: S101  # a weight has rows
+        if len(weight_O_I) < _TALL:  # MKL's product is quicker by pieces than as a whole, also where none is widened
+            columns = _converted(weight_O_I.split(_AT_ONCE, 1), grad_T_O.dtype)
+            return _beside(grad_T_O @ columns_O_N for columns_O_N in columns), None, None
+        times = _onednn if _by_onednn(weight_O_I, grad_T_O.dtype) else F.linear
+        grad_T_I = grad_T_O.new_zeros(len(grad_T_O), weight_O_I.shape[1])
+        rows = _converted(weight_O_I.split(_AT_ONCE), grad_T_O.dtype)
+        for grad_T_N, rows_N_I in zip(grad_T_O.split(_AT_ONCE, 1), rows, strict=True):
+            grad_T_I += times(grad_T_N, rows_N_I.t())
         return grad_T_I, None, None
 
 
-def _by_onednn(weight_O_I: Tensor) -> bool:
-    """Whether products with a weight go through oneDNN: torch's own way, MKL, takes up to twice as long on AMD's."""
-    large = weight_O_I.dtype is torch.float32 and weight_O_I.device.type == "cpu" and weight_O_I.numel() >= LARGE
+def _by_onednn(weight_O_I: Tensor, dtype: torch.dtype) -> bool:
+    """Whether products in a dtype go through oneDNN: torch's own way, MKL, takes up to twice as long on AMD's."""
+    large = dtype is torch.float32 and weight_O_I.device.type == "cpu" and weight_O_I.numel() >= LARGE
     return large and _ONEDNN
 
 
-def _dense(input_T_I: Tensor, weight_O_I: Tensor) -> Tensor:
-    if not _by_onednn(weight_O_I):
-        return F.linear(input_T_I, weight_O_I)
+def _onednn(input_T_I: Tensor, weight_O_I: Tensor) -> Tensor:
     product_T_O: Tensor = torch.ops.mkldnn._linear_pointwise(input_T_I, weight_O_I, None, "none", [], "")
     return product_T_O
 
 
-def _converted(weight_O_I: Tensor, dtype: torch.dtype, numbers: int) -> Iterator[Tensor]:
-    """The rows (N, I) of a weight in a dtype, about so many numbers at a time; all at once where they have it."""
-    if weight_O_I.dtype is dtype:
-        yield weight_O_I
+def _converted(pieces: Sequence[Tensor], dtype: torch.dtype) -> Iterator[Tensor]:
+    """Pieces of a weight in a dtype, one after the other in one place: each is gone when the next one comes."""
+    if pieces[0].dtype is dtype:
+        yield from pieces
         return
-    for rows_N_I in torch.split(weight_O_I, max(1, numbers // weight_O_I.shape[1])):
-        yield rows_N_I.to(dtype)
+    place = pieces[0].new_empty(pieces[0].numel(), dtype=dtype)
+    for piece in pieces:
+        yield place[: piece.numel()].view(piece.shape).copy_(piece)
+
+
+def _beside(parts: Iterable[Tensor]) -> Tensor:
+    """Products (T, N) side by side."""
+    made = list(parts)
+    return made[0] if len(made) == 1 else torch.cat(made, -1)
 
 
 class FusedLinear(nn.Module):

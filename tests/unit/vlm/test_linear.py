@@ -8,9 +8,11 @@ from torch.testing import assert_close
 from veneer_vlm import linear
 
 
-@pytest.fixture(params=["every weight is large", "no weight is"])
+@pytest.fixture(params=["every weight is large", "and a head's", "no weight is"])
 def _large(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "LARGE", 0 if request.param == "every weight is large" else 1 << 60)
+    monkeypatch.setattr(linear, "LARGE", 1 << 60 if request.param == "no weight is" else 0)
+    if request.param == "and a head's":
+        monkeypatch.setattr(linear, "_TALL", 0)
 
 
 @pytest.mark.usefixtures("_large")
@@ -36,8 +38,7 @@ def test_a_product_is_the_linears(rows: int, biased: bool, dtype: torch.dtype) -
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("rows", [0, 1, 37])
 def test_a_weight_of_fewer_bits_is_as_good(rows: int, biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, times in (("_WIDENED_AT_ONCE", 7), ("_WIDENED_FOR_GRADIENT", 13)):
-        monkeypatch.setattr(linear, name, times * 80)  # rows at a time, of 96
+    monkeypatch.setattr(linear, "_AT_ONCE", 7)  # of 96 outputs and 80 inputs
     draw = torch.Generator().manual_seed(0)
     given = torch.randn(rows, 80, generator=draw)
     weight = torch.randn(96, 80, generator=draw).bfloat16()
