@@ -7,7 +7,6 @@ pickle, and fills nothing unless every tensor is there with its shape.
 import hashlib
 import json
 import re
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,9 +19,11 @@ from veneer_vlm.layout import DECODER, HEAD, tensor_shapes
 from veneer_vlm.model import VisionLanguageModel
 
 _SINGLE = "model.safetensors"
+_EMBEDDING = f"{DECODER}embed_tokens.weight"
 _INDEX = "model.safetensors.index.json"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ["*.json", "*.jinja", "*.txt", "*.safetensors"]
+_MAPPED_BYTES = 16 << 20  # what was read of a file is this process's memory until it is closed
 _INITIAL_STD = 0.02  # initializer_range of Qwen3-VL's published configurations
 
 
@@ -64,7 +65,7 @@ def load(
 ) -> VisionLanguageModel:
     """A model filled from `model.safetensors`, or from the shards that `model.safetensors.index.json` lists.
 
-    Tensors are mapped and copied one by one, so that the peak is the model plus a tensor.
+    Tensors are mapped and copied in pieces, so that the peak is the model plus 16 MiB.
 
     Args:
         directory: of the base.
@@ -83,7 +84,9 @@ def load(
     tied_head = f"{HEAD}.weight" if config.tie_word_embeddings else None
     dtypes = set[torch.dtype]()
     violations = [f"tensor {name} is missing" for name in shapes if name not in files]
-    violations += [f"tensor {name} is unknown" for name in files if name not in shapes and name != tied_head]
+    if tied_head:
+        shapes = shapes | {tied_head: shapes[_EMBEDDING]}
+    violations += [f"tensor {name} is unknown" for name in files if name not in shapes]
     for name, tensor in _tensors(files):
         wanted = shapes.get(name, tuple(tensor.shape))
         if tuple(tensor.shape) != wanted:
@@ -101,9 +104,10 @@ def load(
     if tied_head:
         # Some tools store the head although it is tied; that is harmless as long as it says the same.
         slots[tied_head] = model.lm_head.weight.data.clone() if tied_head in files else model.lm_head.weight.data
-    for name, tensor in _tensors(files):
-        slots[name].copy_(tensor.reshape(slots[name].shape))
-    if tied_head and not torch.equal(slots[tied_head], slots[f"{DECODER}embed_tokens.weight"]):
+    for name, start, rows in _pieces(files):
+        slot = slots[name][start : start + len(rows)]
+        slot.copy_(rows.reshape(slot.shape))
+    if tied_head and not torch.equal(slots[tied_head], slots[_EMBEDDING]):
         raise WeightsError(str(directory), [f"tensor {tied_head} differs from the embedding it is tied to"])
     return model
 
@@ -167,12 +171,40 @@ def _files_by_tensor(directory: Path) -> dict[str, Path]:
     return files
 
 
+class _Mapped:
+    """Files of tensors. One is opened anew after some MiB, for only then what was read of it is let go."""
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._read_bytes = 0
+
+    def file(self, path: Path) -> safe_open:
+        """The file, open; no tensor of it may be kept."""
+        if path != self._path or self._read_bytes >= _MAPPED_BYTES:
+            self._path, self._file, self._read_bytes = path, safe_open(path, framework="pt"), 0
+        return self._file
+
+    def has_read(self, tensor: torch.Tensor) -> None:
+        """Counts what was read."""
+        self._read_bytes += tensor.nbytes
+
+
 def _tensors(files: dict[str, Path]) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor, mapped and not read, file by file."""
-    names_by_file = defaultdict(list)
+    mapped = _Mapped()
     for name, path in files.items():
-        names_by_file[path].append(name)
-    for path, names in names_by_file.items():
-        with safe_open(path, framework="pt") as file:
-            for name in names:
-                yield name, file.get_tensor(name)
+        tensor = mapped.file(path).get_tensor(name)
+        yield name, tensor
+        mapped.has_read(tensor)
+
+
+def _pieces(files: dict[str, Path]) -> Iterator[tuple[str, int, torch.Tensor]]:
+    """Every tensor by some of its rows, mapped and not read, each time with the index of the first."""
+    mapped = _Mapped()
+    for name, path in files.items():
+        row_count = mapped.file(path).get_slice(name).get_shape()[0]
+        rows_at_once = max(1, _MAPPED_BYTES // mapped.file(path).get_slice(name)[:1].nbytes)
+        for start in range(0, row_count, rows_at_once):
+            rows = mapped.file(path).get_slice(name)[start : start + rows_at_once]
+            yield name, start, rows
+            mapped.has_read(rows)

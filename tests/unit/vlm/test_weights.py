@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
+from veneer_vlm import weights
 from veneer_vlm.attention import PackedAttention
 from veneer_vlm.errors import WeightsError
-from veneer_vlm.weights import load, locate
+from veneer_vlm.weights import load, locate, stored_tensors
 
 if TYPE_CHECKING:
     from tests.unit.vlm.conftest import Toy
@@ -112,6 +113,9 @@ def test_a_stored_copy_of_a_tied_head_must_agree(tied_toy: Toy, tmp_path: Path) 
     head = tied_toy.peer.lm_head.weight.clone()
     rewrite(tmp_path, lm_head__weight=head)
     assert_close(load(tmp_path).lm_head.weight.data, head)
+    rewrite(tmp_path, lm_head__weight=head[:3])
+    with pytest.raises(WeightsError, match=r"lm_head.weight has shape \(3, "):
+        load(tmp_path)
     rewrite(tmp_path, lm_head__weight=head + 1)
     with pytest.raises(WeightsError, match=r"lm_head.weight differs from the embedding"):
         load(tmp_path)
@@ -156,3 +160,25 @@ def test_a_reference_is_a_directory_or_a_hub_id(directory: Path, monkeypatch: py
     for reference in ("Qwen/Nowhere", "../nowhere"):
         with pytest.raises(WeightsError, match=f"run `hf download {re.escape(reference)}`"):
             locate(reference)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux, which tells what is mapped")
+def test_what_was_read_of_a_file_does_not_stay_in_memory(tmp_path: Path) -> None:
+    save_file({f"t{number}": torch.ones(1 << 18) for number in range(64)}, tmp_path / "model.safetensors")
+
+    def mapped_bytes() -> int:
+        (line,) = (each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith("RssFile:"))
+        return int(line.split()[1]) * 1024
+
+    before, most, count = mapped_bytes(), 0, 0
+    for _, tensor in stored_tensors(tmp_path):
+        count += int(tensor.sum()) >> 18
+        most = max(most, mapped_bytes() - before)
+    assert count == 64
+    assert most < 32 << 20, "of 64 MiB"
+
+
+def test_a_tensor_may_come_in_pieces(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load(directory).slots()
+    monkeypatch.setattr(weights, "_MAPPED_BYTES", 1000)  # a few rows of most, no row of some
+    assert_close(load(directory).slots(), whole, rtol=0, atol=0)
