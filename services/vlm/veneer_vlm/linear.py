@@ -75,7 +75,7 @@ class _Product(torch.autograd.Function):
     def forward(ctx: _Context, input_T_I: Tensor, weight_O_I: Tensor, bias_O: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight_O_I)
         times = _onednn if _by_onednn(weight_O_I, input_T_I.dtype) else F.linear
-        rows = [weight_O_I] if weight_O_I.dtype is input_T_I.dtype else weight_O_I.split(_AT_ONCE)
+        rows = [weight_O_I] if weight_O_I.dtype is input_T_I.dtype else torch.split(weight_O_I, _AT_ONCE)
         product_T_O = _beside(times(input_T_I, rows_N_I) for rows_N_I in _converted(rows, input_T_I.dtype))
         return product_T_O if bias_O is None else product_T_O.add_(bias_O)
 
@@ -83,12 +83,12 @@ class _Product(torch.autograd.Function):
     def backward(ctx: _Context, grad_T_O: Tensor) -> tuple[Tensor, None, None]:
         (weight_O_I,) = ctx.saved_tensors
         if len(weight_O_I) < _TALL:  # MKL's product is quicker by pieces than as a whole, also where none is widened
-            columns = _converted(weight_O_I.split(_AT_ONCE, 1), grad_T_O.dtype)
+            columns = _converted(torch.split(weight_O_I, _AT_ONCE, 1), grad_T_O.dtype)
             return _beside(grad_T_O @ columns_O_N for columns_O_N in columns), None, None
         times = _onednn if _by_onednn(weight_O_I, grad_T_O.dtype) else F.linear
         grad_T_I = grad_T_O.new_zeros(len(grad_T_O), weight_O_I.shape[1])
-        rows = _converted(weight_O_I.split(_AT_ONCE), grad_T_O.dtype)
-        for grad_T_N, rows_N_I in zip(grad_T_O.split(_AT_ONCE, 1), rows, strict=True):
+        rows = _converted(torch.split(weight_O_I, _AT_ONCE), grad_T_O.dtype)
+        for grad_T_N, rows_N_I in zip(torch.split(grad_T_O, _AT_ONCE, 1), rows, strict=True):
             grad_T_I += times(grad_T_N, rows_N_I.t())
         return grad_T_I, None, None
 

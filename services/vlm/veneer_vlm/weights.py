@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -176,9 +177,10 @@ class _Mapped:
 
     def __init__(self) -> None:
         self._path: Path | None = None
+        self._file: Any = None
         self._read_bytes = 0
 
-    def file(self, path: Path) -> safe_open:
+    def file(self, path: Path) -> Any:  # noqa: ANN401  # safe_open has no types
         """The file, open; no tensor of it may be kept."""
         if path != self._path or self._read_bytes >= _MAPPED_BYTES:
             self._path, self._file, self._read_bytes = path, safe_open(path, framework="pt"), 0
