@@ -97,9 +97,12 @@ def _hashes(rows_N_D: Tensor) -> Tensor:
     factor_D = torch.randint(
         -(2**62), 2**62, rows_N_D.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.int64
     ).to(rows_N_D.device)
-    return torch.cat(
-        [
-            (rows.contiguous().view(bits).to(torch.int64) * (2 * factor_D + 1)).sum(-1)
-            for rows in torch.split(rows_N_D, _HASHED_AT_ONCE)
-        ]
-    )
+    hashes_N = factor_D.new_empty(len(rows_N_D))
+    # All products in one place: of a new one each time the C library may keep them all, small results between them.
+    place = factor_D.new_empty(min(_HASHED_AT_ONCE, len(rows_N_D)), len(factor_D))
+    for rows, hashes in zip(
+        torch.split(rows_N_D, _HASHED_AT_ONCE), torch.split(hashes_N, _HASHED_AT_ONCE), strict=True
+    ):
+        products = torch.mul(rows.contiguous().view(bits), 2 * factor_D + 1, out=place[: len(rows)])
+        torch.sum(products, -1, out=hashes)
+    return hashes_N
