@@ -66,7 +66,7 @@ def load(
 ) -> VisionLanguageModel:
     """A model filled from `model.safetensors`, or from the shards that `model.safetensors.index.json` lists.
 
-    Tensors are mapped and copied in pieces, so that the peak is the model plus 16 MiB.
+    Tensors are mapped and copied in pieces: the peak is the model plus some MiB, and plus a tied head that is stored.
 
     Args:
         directory: of the base.

@@ -20,6 +20,7 @@ def test_kill_9_of_child_and_worker(cluster: Cluster, version: str, undisturbed:
     (child,) = first.children
     child.kill()
     cluster.at_step(job, step + 2, attempts=2)
+    until(lambda: _kept_a_step(cluster.get(job)))
     (child,) = first.children
     first.signal(signal.SIGKILL)
     first.wait()
@@ -34,6 +35,11 @@ def test_kill_9_of_child_and_worker(cluster: Cluster, version: str, undisturbed:
     second.close()
     assert second.wait() == 0
     assert not list((cluster.folder / "heir" / "attempts").iterdir())
+
+
+def _kept_a_step(job: Job) -> bool:
+    """Whether a job's last attempt has stored a checkpoint of its own."""
+    return bool(job.progress.checkpoint_step > job.attempts[-1].resumed_step)
 
 
 def test_sigterm_then_a_pause_then_kill_9_of_the_trainer(cluster: Cluster, version: str, undisturbed: str) -> None:

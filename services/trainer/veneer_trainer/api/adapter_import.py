@@ -13,6 +13,7 @@ from veneer_rpc.names import AdapterName, ModelName
 from veneer_trainer.adapters.peft_folder import ALLOWED_FILES
 from veneer_trainer.adapters.received_files import IncomingFolder
 from veneer_trainer.api.requests import request_of
+from veneer_trainer.api.threads import to_the_end
 from veneer_trainer.domain.adapters import AdapterVersion, Imported
 from veneer_trainer.domain.publishing import Publishing
 from veneer_trainer.domain.spec import DEFAULT_MAX_PIXELS
@@ -59,7 +60,7 @@ class AdapterImport:
                 if request.WhichOneof("piece") != "file":
                     raise invalid(Violation("piece", "HEADER_TWICE", "only files may follow the header"))
                 piece = request.file
-                await asyncio.to_thread(folder.write, piece.path, piece.size_bytes, piece.data)
+                await to_the_end(asyncio.to_thread(folder.write, piece.path, piece.size_bytes, piece.data))
 
             def register() -> AdapterVersion:
                 imported = Imported(header.description, asked.actor)
@@ -67,7 +68,7 @@ class AdapterImport:
                     asked, adapter, model, max_pixels, folder.check(), imported, version("veneer")
                 )
 
-            return await asyncio.to_thread(register)
+            return await to_the_end(asyncio.to_thread(register))
         finally:
             await asyncio.shield(asyncio.to_thread(folder.abandon))
 

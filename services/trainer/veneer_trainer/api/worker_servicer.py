@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ from veneer_trainer.api.job_convert import (
     seconds,
     state_to_proto,
 )
+from veneer_trainer.api.threads import to_the_end
 from veneer_trainer.api.worker_convert import (
     beat_from_proto,
     ending_from_proto,
@@ -274,14 +275,16 @@ async def _header(requests: AsyncIterator[Any]) -> Any:  # noqa: ANN401  # of on
     return first.header
 
 
-async def _received(requests: AsyncIterator[Any], receiver: FileReceiver, store: Callable[[], Awaitable[_T]]) -> _T:
+async def _received(
+    requests: AsyncIterator[Any], receiver: FileReceiver, store: Callable[[], Coroutine[Any, Any, _T]]
+) -> _T:
     """Takes the files that follow a header, then stores them; what is not stored is removed."""
     try:
         async for request in requests:
             if request.WhichOneof("piece") != "file":
                 raise invalid(Violation("piece", "HEADER_TWICE", "only files may follow the header"))
-            await asyncio.to_thread(receiver.write, request.file.path, request.file.data)
-        return await store()
+            await to_the_end(asyncio.to_thread(receiver.write, request.file.path, request.file.data))
+        return await to_the_end(store())
     finally:
         await asyncio.shield(asyncio.to_thread(receiver.abandon))
 
