@@ -46,6 +46,7 @@ from veneer_rpc.paging import Paginator
 from veneer_rpc.parent import die_with_parent
 from veneer_rpc.server import BindError, Server
 from veneer_rpc.settings import SettingsError, load
+from veneer_rpc.threads import in_thread
 from veneer_rpc.tokens import TokenFile, TokenFileError
 
 SERVICE = "veneer.dataset.v1.DatasetService"
@@ -169,9 +170,9 @@ async def _collect(settings: DatasetSettings, blobs: Blobs, partial_blobs: Parti
     while True:
         await asyncio.sleep(settings.collect_every_s)
         try:
-            count = await asyncio.to_thread(blobs.collect, settings.grace_of_blobs_s)
-            await asyncio.to_thread(partial_blobs.remove_older_than, settings.grace_of_blobs_s)
-            await asyncio.to_thread(sources.collect)
+            count = await in_thread(blobs.collect, settings.grace_of_blobs_s)
+            await in_thread(partial_blobs.remove_older_than, settings.grace_of_blobs_s)
+            await in_thread(sources.collect)
             _log.info("collected", blobs=count)
         except Exception:
             _log.exception("collecting failed")

@@ -18,6 +18,7 @@ from veneer_inference.ports import Engine, EnginePrompt, Sampling
 from veneer_processing import Conversation, Encoded, Message, ProcessingContract, Processor, Text
 from veneer_rpc.errors import Unavailable
 from veneer_rpc.names import ModelName
+from veneer_rpc.threads import in_thread
 
 _CHECK_TENANT = "self-check"
 _FIRST_WAIT_S = 0.2
@@ -125,7 +126,7 @@ class BaseKeeper:
         engine = await self._start_engine()
         try:
             if self._text is None or self._text.model_digest != engine.info.model_digest:
-                self._text = await asyncio.to_thread(_Text, self._directory, engine.info.model_digest, self._own_bounds)
+                self._text = await in_thread(_Text, self._directory, engine.info.model_digest, self._own_bounds)
             base = Base(self._name, engine, self._text.processor, self._text.token_bytes, self._text.stop_ids)
             await _first_token(base)
         except BaseException:
@@ -197,7 +198,7 @@ def _end_ids(directory: Path) -> list[int]:
 async def _first_token(base: Base) -> None:
     """Draws one token from the base: what was loaded is no proof that it answers."""
     question = Conversation((Message("user", (Text("Hello"),)),))
-    encoded = await asyncio.to_thread(base.processor.encode_prompt, question)
+    encoded = await in_thread(base.processor.encode_prompt, question)
     sampling = Sampling(max_tokens=1, stop_ids=base.stop_ids)
     async with closed_in_the_end(
         base.engine.generate(_CHECK_TENANT, "", engine_prompt(encoded, ()), sampling)

@@ -41,6 +41,7 @@ from veneer_rpc.delegation import DelegationVerifier
 from veneer_rpc.errors import Unavailable, VeneerError
 from veneer_rpc.paging import Paginator
 from veneer_rpc.server import Server
+from veneer_rpc.threads import in_thread
 from veneer_rpc.tokens import TokenFile
 
 SERVICE = "veneer.inference.v1.InferenceService"
@@ -132,7 +133,7 @@ class Replica:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._metrics_page.close()
-        await asyncio.to_thread(self._prompts.close)
+        await in_thread(self._prompts.close)
         for channel in self._channels:
             await channel.close()
 

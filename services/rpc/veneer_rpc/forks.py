@@ -11,6 +11,8 @@ from collections.abc import Callable
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 
+from veneer_rpc.threads import in_thread
+
 _FORKS = multiprocessing.get_context("forkserver")
 
 
@@ -44,7 +46,7 @@ class Child:
             daemon: ended when this process ends in order; such a child starts none by multiprocessing itself.
         """
         process = _FORKS.Process(target=target, args=arguments, daemon=daemon)
-        await asyncio.to_thread(process.start)
+        await in_thread(process.start)
         return cls(process)
 
     @property

@@ -16,6 +16,7 @@ from veneer_rpc.errors import Unavailable
 from veneer_rpc.parent import die_with_parent
 from veneer_rpc.server import BindError, Server
 from veneer_rpc.settings import SettingsError, load
+from veneer_rpc.threads import in_thread
 from veneer_rpc.tokens import TokenFile, TokenFileError
 from veneer_trainer.adapters.metrics_page import metrics_page
 from veneer_trainer.assembly import ROLES, SERVICES, assemble
@@ -54,7 +55,7 @@ async def _again(act: Callable[[], None], every_s: float) -> None:
     """Does something now and then for ever; what fails is tried again the next time."""
     while True:
         try:
-            await asyncio.to_thread(act)
+            await in_thread(act)
         except Unavailable as error:
             _log.warning("round postponed", reason=error.reason, problem=str(error.__cause__ or error))
         except Exception:

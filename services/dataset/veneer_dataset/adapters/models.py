@@ -22,6 +22,7 @@ from veneer_processing import DEFAULT_MAX_PIXELS, ContractMismatchError, PixelBo
 from veneer_rpc import status
 from veneer_rpc.errors import DataLoss, FailedPrecondition, Unavailable, Violation, invalid
 from veneer_rpc.names import ModelName
+from veneer_rpc.threads import in_thread
 
 if TYPE_CHECKING:  # the generated code has no such name
     from veneer.trainer.v1.model_service_pb2_grpc import ModelServiceAsyncStub
@@ -72,7 +73,7 @@ class TrainerModels:
             processor = self._processors.get(known.folder)
             if processor is None:
                 try:
-                    processor = await asyncio.to_thread(Processor.load, self._folder / known.folder, known.digest)
+                    processor = await in_thread(Processor.load, self._folder / known.folder, known.digest)
                 except ProcessingError as error:
                     raise FailedPrecondition("MODEL_UNUSABLE", f"{name}: {error}"[:500]) from error
                 self._processors[known.folder] = processor
@@ -118,8 +119,8 @@ class TrainerModels:
             for file in wanted:
                 if hashlib.sha256(data[file.path]).hexdigest() != file.digest:
                     raise DataLoss("MODEL_DAMAGED", f"{model.name}: {file.path} does not hash to its digest")
-            await asyncio.to_thread(_keep, self._folder / folder, data)
-        await asyncio.to_thread(_replace, note, msgspec.json.encode(known))
+            await in_thread(_keep, self._folder / folder, data)
+        await in_thread(_replace, note, msgspec.json.encode(known))
         return known
 
 

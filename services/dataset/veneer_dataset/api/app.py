@@ -8,7 +8,6 @@ from google.protobuf.message import Message
 
 from veneer_dataset.adapters.models import TrainerModels
 from veneer_dataset.adapters.sql.requests import SqlRequests
-from veneer_dataset.api.handover import in_thread
 from veneer_dataset.api.works import Works
 from veneer_dataset.domain.blobs import Blobs
 from veneer_dataset.domain.examples import Examples
@@ -16,6 +15,7 @@ from veneer_dataset.ports import DatasetStore, PartialBlobs, VersionStore
 from veneer_rpc.calls import serving_call
 from veneer_rpc.idempotency import RequestKey, body_sha256, parse_request_id
 from veneer_rpc.paging import Paginator
+from veneer_rpc.threads import in_thread
 
 _M = TypeVar("_M", bound=Message)
 

@@ -5,11 +5,12 @@ from collections.abc import AsyncIterator, Iterator
 
 from veneer.dataset.v1 import dataset_service_pb2
 from veneer_dataset.api.app import App, tenant
-from veneer_dataset.api.handover import drawn, in_thread
+from veneer_dataset.api.handover import drawn
 from veneer_dataset.api.requests import check_digests
 from veneer_dataset.domain.blobs import Blob
 from veneer_dataset.domain.uploads import BlobHeader, Upload
 from veneer_rpc.errors import DeadlineExceeded, InvalidArgument, OutOfRange
+from veneer_rpc.threads import in_thread
 
 MAX_FIND = 10_000
 MAX_DOWNLOAD = 1_000

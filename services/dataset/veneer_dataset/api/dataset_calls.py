@@ -7,11 +7,11 @@ from google.protobuf.empty_pb2 import Empty
 from veneer.dataset.v1 import dataset_pb2, dataset_service_pb2
 from veneer_dataset.api.app import App, tenant
 from veneer_dataset.api.convert import dataset_message
-from veneer_dataset.api.handover import in_thread
 from veneer_dataset.domain.datasets import changed, new_dataset, now
 from veneer_rpc.errors import Violation, invalid
 from veneer_rpc.names import DatasetName
 from veneer_rpc.paging import Query
+from veneer_rpc.threads import in_thread
 
 _CHANGEABLE = ("display_name", "default_prompt", "labels")
 

@@ -6,9 +6,10 @@ from contextlib import closing
 from veneer.dataset.v1 import dataset_service_pb2
 from veneer_dataset.api.app import App, tenant
 from veneer_dataset.api.example_wire import batch_messages, example_messages
-from veneer_dataset.api.handover import drawn, in_thread
+from veneer_dataset.api.handover import drawn
 from veneer_dataset.api.requests import examples_request
 from veneer_dataset.domain.examples import PictureForm, Wanted
+from veneer_rpc.threads import in_thread
 
 
 class ExampleCalls:

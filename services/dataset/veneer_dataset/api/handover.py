@@ -1,13 +1,13 @@
-"""Where the edge hands work to threads: one call, or the steps of an iterator, all of them or those that may wait."""
+"""Where the edge hands the steps of an iterator to threads: all of them or those that may wait."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Final, TypeVar
 
+from veneer_rpc.threads import in_thread
+
 _T = TypeVar("_T")
 _END: Final = object()
-
-in_thread = asyncio.to_thread
 
 
 async def drawn(make: Callable[[], Iterator[_T | None]], *, in_threads: bool = True) -> AsyncIterator[_T]:

@@ -14,7 +14,7 @@ from veneer_dataset.api.convert import (
     version_message,
     version_name,
 )
-from veneer_dataset.api.handover import drawn, in_thread
+from veneer_dataset.api.handover import drawn
 from veneer_dataset.api.requests import VersionPrefix, version_request
 from veneer_dataset.api.works import Running
 from veneer_dataset.domain.datasets import now
@@ -26,6 +26,7 @@ from veneer_rpc.errors import Violation, invalid
 from veneer_rpc.idempotency import RequestKey, body_sha256
 from veneer_rpc.names import DatasetName, DatasetVersionName
 from veneer_rpc.paging import Query
+from veneer_rpc.threads import in_thread
 
 _Response = dataset_service_pb2.CreateDatasetVersionResponse
 

@@ -10,6 +10,7 @@ from veneer_dataset.domain.progress import Position
 from veneer_dataset.domain.versions import DatasetVersion
 from veneer_rpc.errors import ResourceExhausted
 from veneer_rpc.idempotency import RequestKey, check_same_body
+from veneer_rpc.threads import in_thread
 
 _PROGRESS_S = 0.5
 
@@ -99,7 +100,7 @@ class Works:
         if running.listeners:
             return
         if running.done.done():
-            await asyncio.to_thread(running.work.close)
+            await in_thread(running.work.close)
         elif running.key is None:
             running.work.progress.cancel()
 

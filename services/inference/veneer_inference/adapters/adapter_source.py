@@ -13,6 +13,7 @@ from veneer_inference.domain.registry import Release
 from veneer_rpc.errors import FailedPrecondition, NotFound, Unavailable, VeneerError
 from veneer_rpc.names import AdapterVersionName
 from veneer_rpc.status import from_rpc_error
+from veneer_rpc.threads import in_thread
 
 if TYPE_CHECKING:
     from veneer.trainer.v1.adapter_service_pb2_grpc import AdapterServiceAsyncStub
@@ -48,7 +49,7 @@ class AdapterSource:
             Unavailable: the trainer is away.
         """
         if release.digest:
-            found = await asyncio.to_thread(self._folders.find, release.digest)
+            found = await in_thread(self._folders.find, release.digest)
             if found is not None:
                 return found
         key = release.tenant, release.version
@@ -73,23 +74,23 @@ class AdapterSource:
 
     async def discard(self, digest: str) -> None:
         """Deletes a folder that has turned out wrong."""
-        await asyncio.to_thread(self._folders.delete, digest)
+        await in_thread(self._folders.delete, digest)
 
     async def trim(self, in_use: set[str]) -> None:
         """Makes room on the disk."""
-        await asyncio.to_thread(self._folders.trim, in_use)
+        await in_thread(self._folders.trim, in_use)
 
     async def _download(self, release: Release) -> AdapterFolder:
-        incoming = await asyncio.to_thread(self._folders.incoming, self._most_bytes)
+        incoming = await in_thread(self._folders.incoming, self._most_bytes)
         try:
             async for piece in self._pieces(release, [], _TIMEOUT_S):
-                await asyncio.to_thread(incoming.write, piece.path, piece.offset_bytes, piece.data)
-            await asyncio.to_thread(incoming.sync)
-            return await asyncio.to_thread(self._folders.keep, incoming, release.digest)
+                await in_thread(incoming.write, piece.path, piece.offset_bytes, piece.data)
+            await in_thread(incoming.sync)
+            return await in_thread(self._folders.keep, incoming, release.digest)
         except FolderError as error:
             raise invalid_adapter(release.version, [str(error)]) from error
         finally:
-            await asyncio.to_thread(incoming.close)
+            await in_thread(incoming.close)
 
     async def _pieces(
         self, release: Release, paths: list[str], timeout_s: float

@@ -14,6 +14,7 @@ from veneer_inference.domain.registry import Registry, Release, Served, Split
 from veneer_rpc.errors import DeadlineExceeded, InvalidArgument, OutOfRange
 from veneer_rpc.names import AdapterName, AdapterVersionName
 from veneer_rpc.status import from_rpc_error
+from veneer_rpc.threads import in_thread
 
 if TYPE_CHECKING:
     from veneer.trainer.v1.adapter_service_pb2_grpc import AdapterServiceAsyncStub
@@ -148,7 +149,7 @@ class Follower:
             await self._unsaved.wait()
             self._unsaved.clear()
             try:
-                await asyncio.to_thread(self._file.write, self._file.document(self._registry))
+                await in_thread(self._file.write, self._file.document(self._registry))
             except OSError as error:
                 _log.error("the registry's copy cannot be kept", problem=error.strerror)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from veneer_inference.metrics import CONTENT_TYPE
 from veneer_rpc.server import BindError
+from veneer_rpc.threads import in_thread
 
 HOST = "127.0.0.1"
 _REQUEST_BYTES = 8192
@@ -57,7 +58,7 @@ class MetricsPage:
             return _http("404 Not Found", b"the page is /metrics\n", "text/plain")
         if method != b"GET":
             return _http("405 Method Not Allowed", b"the page is read with GET\n", "text/plain")
-        return _http("200 OK", await asyncio.to_thread(self._snapshot()), CONTENT_TYPE)
+        return _http("200 OK", await in_thread(self._snapshot()), CONTENT_TYPE)
 
 
 def _http(status: str, body: bytes, content_type: str) -> bytes:

@@ -37,6 +37,7 @@ from veneer_inference.ports import (
     Step,
     TokenScore,
 )
+from veneer_rpc.threads import in_thread
 from veneer_vlm.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -145,14 +146,14 @@ class VllmEngine:
         """
         library = library or Library.installed()
         model = ModelConfig.from_directory(model_directory)
-        digest = await asyncio.to_thread(model_digest, model_directory)
+        digest = await in_thread(model_digest, model_directory)
         arguments = library.AsyncEngineArgs(
             model=str(model_directory), dtype=dtype, enable_lora=True, max_loras=slots, max_lora_rank=max_rank,
             max_model_len=context_length, enable_prefix_caching=True, max_logprobs=_MAX_LOGPROBS,
             trust_remote_code=False, disable_log_stats=True,
         )  # fmt: skip
         try:
-            engine = await asyncio.to_thread(library.AsyncLLMEngine.from_engine_args, arguments)
+            engine = await in_thread(library.AsyncLLMEngine.from_engine_args, arguments)
         except Exception as error:  # whatever vLLM raises, this base cannot be served
             raise EngineError("ENGINE_GONE", [f"vLLM cannot start: {error}"]) from error
         cache = engine.vllm_config.cache_config
@@ -260,10 +261,10 @@ class VllmEngine:
         """See ports.Engine."""
         if not self._closed.is_set():
             self._closed.set()
-            await asyncio.to_thread(self._engine.shutdown)
+            await in_thread(self._engine.shutdown)
 
     async def _load(self, digest: str, directory: Path) -> int:
-        adapter = await asyncio.to_thread(
+        adapter = await in_thread(
             read_adapter, directory, digest, self._model, self._info.model_digest, self._info.max_rank, torch.bfloat16
         )
         if touches_tower(adapter):
@@ -298,7 +299,7 @@ class VllmEngine:
         begun = ended = False
         outputs = None
         try:
-            asked = await asyncio.to_thread(self._prompt, tenant, prompt)
+            asked = await in_thread(self._prompt, tenant, prompt)
             outputs = self._engine.generate(
                 asked, params, f"{NAME}-{next(self._numbers)}", lora_request=held.request if held else None
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from importlib.metadata import version
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 
 from veneer_rpc.errors import Violation, invalid, violations
 from veneer_rpc.names import AdapterName, ModelName
+from veneer_rpc.threads import in_thread
 from veneer_trainer.adapters.peft_folder import ALLOWED_FILES
 from veneer_trainer.adapters.received_files import IncomingFolder
 from veneer_trainer.api.requests import request_of
-from veneer_trainer.api.threads import to_the_end
 from veneer_trainer.domain.adapters import AdapterVersion, Imported
 from veneer_trainer.domain.publishing import Publishing
 from veneer_trainer.domain.spec import DEFAULT_MAX_PIXELS
@@ -54,13 +53,13 @@ class AdapterImport:
         assert adapter is not None  # noqa: S101  # or `violations` has raised
         assert model is not None  # noqa: S101  # likewise
         max_pixels = self._max_pixels(model, header.max_pixels)
-        folder = await asyncio.to_thread(IncomingFolder, self._incoming, ALLOWED_FILES, self._max_bytes)
+        folder = await in_thread(IncomingFolder, self._incoming, ALLOWED_FILES, self._max_bytes)
         try:
             async for request in requests:
                 if request.WhichOneof("piece") != "file":
                     raise invalid(Violation("piece", "HEADER_TWICE", "only files may follow the header"))
                 piece = request.file
-                await to_the_end(asyncio.to_thread(folder.write, piece.path, piece.size_bytes, piece.data))
+                await in_thread(folder.write, piece.path, piece.size_bytes, piece.data)
 
             def register() -> AdapterVersion:
                 imported = Imported(header.description, asked.actor)
@@ -68,9 +67,9 @@ class AdapterImport:
                     asked, adapter, model, max_pixels, folder.check(), imported, version("veneer")
                 )
 
-            return await to_the_end(asyncio.to_thread(register))
+            return await in_thread(register)
         finally:
-            await asyncio.shield(asyncio.to_thread(folder.abandon))
+            await in_thread(folder.abandon)
 
     def _max_pixels(self, model: ModelName, asked: int) -> int:
         """The bound that was trained with: within the base's, which the default gives way to."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from veneer_rpc.calls import serving_call
 from veneer_rpc.errors import OutOfRange, Violation, invalid, violations
 from veneer_rpc.names import AdapterName, AdapterVersionName, ModelName
 from veneer_rpc.paging import Paginator, Query
+from veneer_rpc.threads import in_thread
 from veneer_trainer.api.adapter_convert import (
     adapter_to_proto,
     changes_to_proto,
@@ -90,13 +90,13 @@ class AdapterServicer(ExportCalls):
         assert name is not None  # noqa: S101  # or `violations` has raised
         assert model is not None  # noqa: S101  # likewise
         settings, asked = settings_from_proto(request.adapter), request_of(request)
-        return adapter_to_proto(await asyncio.to_thread(self._adapters.create, asked, name, model, settings))
+        return adapter_to_proto(await in_thread(self._adapters.create, asked, name, model, settings))
 
     async def GetAdapter(  # noqa: D102  # the contract says it
         self, request: _pb.GetAdapterRequest, context: _Context
     ) -> adapter_pb2.Adapter:
         name = AdapterName.parse(request.name)
-        return adapter_to_proto(await asyncio.to_thread(self._adapters.get, serving_call().tenant, name))
+        return adapter_to_proto(await in_thread(self._adapters.get, serving_call().tenant, name))
 
     async def ListAdapters(  # noqa: D102  # the contract says it
         self, request: _pb.ListAdaptersRequest, context: _Context
@@ -115,7 +115,7 @@ class AdapterServicer(ExportCalls):
                 adapters=map(adapter_to_proto, found.items), next_page_token=found.next_page_token
             )
 
-        return await asyncio.to_thread(page)
+        return await in_thread(page)
 
     async def UpdateAdapter(  # noqa: D102  # the contract says it
         self, request: _pb.UpdateAdapterRequest, context: _Context
@@ -123,13 +123,13 @@ class AdapterServicer(ExportCalls):
         name = AdapterName.parse(request.adapter.name, "adapter.name")
         settings, fields = settings_from_proto(request.adapter), tuple(request.update_mask.paths)
         act, asked, etag = self._adapters.update, request_of(request), request.adapter.etag
-        return adapter_to_proto(await asyncio.to_thread(act, asked, name, settings, fields, etag))
+        return adapter_to_proto(await in_thread(act, asked, name, settings, fields, etag))
 
     async def DeleteAdapter(  # noqa: D102  # the contract says it
         self, request: _pb.DeleteAdapterRequest, context: _Context
     ) -> Empty:
         name = AdapterName.parse(request.name)
-        await asyncio.to_thread(self._adapters.delete, serving_call().tenant, name, request.etag)
+        await in_thread(self._adapters.delete, serving_call().tenant, name, request.etag)
         return Empty()
 
     async def GetAdapterVersion(  # noqa: D102  # the contract says it
@@ -144,7 +144,7 @@ class AdapterServicer(ExportCalls):
             name = self._adapters.resolve(tenant, adapter, version)
             return self._version_to_proto(tenant, self._adapters.version(tenant, name))
 
-        return await asyncio.to_thread(get)
+        return await in_thread(get)
 
     async def ListAdapterVersions(  # noqa: D102  # the contract says it
         self, request: _pb.ListAdapterVersionsRequest, context: _Context
@@ -162,7 +162,7 @@ class AdapterServicer(ExportCalls):
             versions = [self._version_to_proto(tenant, each) for each in found.items]
             return _pb.ListAdapterVersionsResponse(adapter_versions=versions, next_page_token=found.next_page_token)
 
-        return await asyncio.to_thread(page)
+        return await in_thread(page)
 
     def _version_to_proto(self, tenant: str, version: AdapterVersion) -> adapter_pb2.AdapterVersion:
         return version_to_proto(version, self._evaluated(tenant, version.name))
@@ -171,7 +171,7 @@ class AdapterServicer(ExportCalls):
         self, request: _pb.DeleteAdapterVersionRequest, context: _Context
     ) -> Empty:
         name = AdapterVersionName.parse(request.name)
-        await asyncio.to_thread(self._adapters.delete_version, serving_call().tenant, name)
+        await in_thread(self._adapters.delete_version, serving_call().tenant, name)
         return Empty()
 
     async def DownloadAdapterVersion(  # noqa: D102  # the contract says it
@@ -183,7 +183,7 @@ class AdapterServicer(ExportCalls):
         elif request.tenant not in ("", tenant):
             raise version_unknown(name)
         for_work = not has_role(REPLICA) and not (has_role(USER) and tenant == serving_call().tenant)
-        files, opened = await asyncio.to_thread(self._adapters.open, tenant, name, tuple(request.paths), for_work)
+        files, opened = await in_thread(self._adapters.open, tenant, name, tuple(request.paths), for_work)
         try:
             async for file, offset, data in pieces(files, opened.read, request.offset_bytes):
                 yield _pb.DownloadAdapterVersionResponse(path=file.path, offset_bytes=offset, data=data)
@@ -205,19 +205,19 @@ class AdapterServicer(ExportCalls):
             request.expected_version if request.HasField("expected_version") else None,
             request.reason,
         )
-        return adapter_to_proto(await asyncio.to_thread(self._adapters.promote, request_of(request), promotion))
+        return adapter_to_proto(await in_thread(self._adapters.promote, request_of(request), promotion))
 
     async def RollbackAdapter(  # noqa: D102  # the contract says it
         self, request: _pb.RollbackAdapterRequest, context: _Context
     ) -> adapter_pb2.Adapter:
         name, act = AdapterName.parse(request.name), self._adapters.rollback
-        return adapter_to_proto(await asyncio.to_thread(act, request_of(request), name, request.alias, request.reason))
+        return adapter_to_proto(await in_thread(act, request_of(request), name, request.alias, request.reason))
 
     async def DeleteAlias(  # noqa: D102  # the contract says it
         self, request: _pb.DeleteAliasRequest, context: _Context
     ) -> adapter_pb2.Adapter:
         name, act = AdapterName.parse(request.adapter, "adapter"), self._adapters.delete_alias
-        return adapter_to_proto(await asyncio.to_thread(act, request_of(request), name, request.alias))
+        return adapter_to_proto(await in_thread(act, request_of(request), name, request.alias))
 
     async def ListAliasMoves(  # noqa: D102  # the contract says it
         self, request: _pb.ListAliasMovesRequest, context: _Context
@@ -236,7 +236,7 @@ class AdapterServicer(ExportCalls):
                 alias_moves=map(move_to_proto, found.items), next_page_token=found.next_page_token
             )
 
-        return await asyncio.to_thread(page)
+        return await in_thread(page)
 
     async def WatchAdapters(  # noqa: D102  # the contract says it
         self, request: _pb.WatchAdaptersRequest, context: _Context
@@ -245,14 +245,14 @@ class AdapterServicer(ExportCalls):
         tenant = "" if has_role(REPLICA) else serving_call().tenant
         if told < 0:
             raise invalid(Violation("after_revision", "OUT_OF_RANGE", f"must be 0 or more, was {told}"))
-        now = await asyncio.to_thread(self._store.revision)
+        now = await in_thread(self._store.revision)
         if told > now:
             raise OutOfRange("REVISION_UNKNOWN", f"the registry is at revision {now}, not yet at {told}")
         snapshot = told == 0
         with self._changes.of(REGISTRY) as event:
             while True:
                 event.clear()
-                found = await asyncio.to_thread(self._store.changes, told, tenant, model)
+                found = await in_thread(self._store.changes, told, tenant, model)
                 if snapshot or found.adapters or found.deleted:
                     yield changes_to_proto(found, snapshot)
                 told, snapshot = found.revision, False
@@ -271,8 +271,8 @@ class AdapterServicer(ExportCalls):
             reports = served_from_proto(request.served_adapters, found)
         self._replicas.report(replica)
         for tenant, version, figures in reports:
-            await asyncio.to_thread(self._canaries.report, tenant, version, figures)
-        return _pb.ReportServingResponse(revision=await asyncio.to_thread(self._store.revision))
+            await in_thread(self._canaries.report, tenant, version, figures)
+        return _pb.ReportServingResponse(revision=await in_thread(self._store.revision))
 
 
 def _model(text: str) -> str:

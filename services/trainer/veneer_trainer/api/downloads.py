@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from veneer_rpc.errors import DataLoss, OutOfRange
+from veneer_rpc.threads import in_thread
 from veneer_trainer.domain.files import StoredFile
 
 CHUNK_BYTES = 1 << 20
@@ -31,7 +31,7 @@ async def pieces(
         sha256 = hashlib.sha256()
         whole, last = position == 0, False
         while not last:
-            data = await asyncio.to_thread(read, file.path, position, CHUNK_BYTES)
+            data = await in_thread(read, file.path, position, CHUNK_BYTES)
             sha256.update(data)
             last = position + len(data) >= file.size_bytes
             cut = not data and not last

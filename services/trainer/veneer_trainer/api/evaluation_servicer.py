@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,6 +13,7 @@ from veneer_rpc.calls import serving_call
 from veneer_rpc.errors import Violation, invalid
 from veneer_rpc.names import EvaluationName
 from veneer_rpc.paging import Paginator, Query
+from veneer_rpc.threads import in_thread
 from veneer_trainer.api.changes import Changes, changed
 from veneer_trainer.api.evaluation_convert import (
     evaluation_to_proto,
@@ -50,13 +50,13 @@ class EvaluationServicer(evaluation_service_pb2_grpc.EvaluationServiceServicer):
         self, request: _pb.CreateEvaluationRequest, context: _Context
     ) -> evaluation_pb2.Evaluation:
         spec, asked = spec_from_proto(request.spec), request_of(request)
-        return evaluation_to_proto(await asyncio.to_thread(self._evaluations.create, asked, spec))
+        return evaluation_to_proto(await in_thread(self._evaluations.create, asked, spec))
 
     async def GetEvaluation(  # noqa: D102  # the contract says it
         self, request: _pb.GetEvaluationRequest, context: _Context
     ) -> evaluation_pb2.Evaluation:
         name = EvaluationName.parse(request.name)
-        return evaluation_to_proto(await asyncio.to_thread(self._evaluations.get, serving_call().tenant, name))
+        return evaluation_to_proto(await in_thread(self._evaluations.get, serving_call().tenant, name))
 
     async def ListEvaluations(  # noqa: D102  # the contract says it
         self, request: _pb.ListEvaluationsRequest, context: _Context
@@ -76,19 +76,19 @@ class EvaluationServicer(evaluation_service_pb2_grpc.EvaluationServiceServicer):
                 evaluations=map(evaluation_to_proto, found.items), next_page_token=found.next_page_token
             )
 
-        return await asyncio.to_thread(page)
+        return await in_thread(page)
 
     async def CancelEvaluation(  # noqa: D102  # the contract says it
         self, request: _pb.CancelEvaluationRequest, context: _Context
     ) -> evaluation_pb2.Evaluation:
         name, asked = EvaluationName.parse(request.name), request_of(request)
-        return evaluation_to_proto(await asyncio.to_thread(self._evaluations.cancel, asked, name))
+        return evaluation_to_proto(await in_thread(self._evaluations.cancel, asked, name))
 
     async def DeleteEvaluation(  # noqa: D102  # the contract says it
         self, request: _pb.DeleteEvaluationRequest, context: _Context
     ) -> Empty:
         name = EvaluationName.parse(request.name)
-        await asyncio.to_thread(self._evaluations.delete, serving_call().tenant, name)
+        await in_thread(self._evaluations.delete, serving_call().tenant, name)
         return Empty()
 
     async def WatchEvaluation(  # noqa: D102  # the contract says it
@@ -97,11 +97,11 @@ class EvaluationServicer(evaluation_service_pb2_grpc.EvaluationServiceServicer):
         name, told, tenant = EvaluationName.parse(request.name), request.after_revision, serving_call().tenant
         if told < 0:
             raise invalid(Violation("after_revision", "OUT_OF_RANGE", f"must be 0 or more, was {told}"))
-        view = await asyncio.to_thread(self._evaluations.get, tenant, name)
+        view = await in_thread(self._evaluations.get, tenant, name)
         with self._changes.of(view.work.uid) as event:
             while True:
                 event.clear()
-                view = await asyncio.to_thread(self._evaluations.get, tenant, name)
+                view = await in_thread(self._evaluations.get, tenant, name)
                 if view.work.revision > told:
                     told = view.work.revision
                     yield _pb.WatchEvaluationResponse(evaluation=evaluation_to_proto(view))
@@ -127,13 +127,13 @@ class EvaluationServicer(evaluation_service_pb2_grpc.EvaluationServiceServicer):
                 samples=map(sample_to_proto, found.items), next_page_token=found.next_page_token
             )
 
-        return await asyncio.to_thread(page)
+        return await in_thread(page)
 
     async def CreateJudgement(  # noqa: D102  # the contract says it
         self, request: _pb.CreateJudgementRequest, context: _Context
     ) -> evaluation_pb2.Judgement:
         judgement, asked = judgement_from_proto(request.judgement), request_of(request)
-        return judgement_to_proto(await asyncio.to_thread(self._evaluations.judge, asked, judgement))
+        return judgement_to_proto(await in_thread(self._evaluations.judge, asked, judgement))
 
     async def ListJudgements(  # noqa: D102  # the contract says it
         self, request: _pb.ListJudgementsRequest, context: _Context
@@ -152,4 +152,4 @@ class EvaluationServicer(evaluation_service_pb2_grpc.EvaluationServiceServicer):
                 judgements=map(judgement_to_proto, found.items), next_page_token=found.next_page_token
             )
 
-        return await asyncio.to_thread(page)
+        return await in_thread(page)

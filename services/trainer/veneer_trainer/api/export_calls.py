@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from veneer.trainer.v1 import adapter_service_pb2, adapter_service_pb2_grpc, exp
 from veneer_rpc.calls import serving_call
 from veneer_rpc.names import ExportName
 from veneer_rpc.paging import Paginator, Query
+from veneer_rpc.threads import in_thread
 from veneer_trainer.api.downloads import pieces
 from veneer_trainer.api.export_convert import export_to_proto, spec_from_proto
 from veneer_trainer.api.job_convert import age_of
@@ -40,13 +40,13 @@ class ExportCalls(adapter_service_pb2_grpc.AdapterServiceServicer):
         self, request: _pb.ExportAdapterVersionRequest, context: _Context
     ) -> export_pb2.Export:
         spec, asked = spec_from_proto(request.spec), request_of(request)
-        return export_to_proto(await asyncio.to_thread(self._exports.create, asked, spec))
+        return export_to_proto(await in_thread(self._exports.create, asked, spec))
 
     async def GetExport(  # noqa: D102  # the contract says it
         self, request: _pb.GetExportRequest, context: _Context
     ) -> export_pb2.Export:
         name = ExportName.parse(request.name)
-        return export_to_proto(await asyncio.to_thread(self._exports.get, serving_call().tenant, name))
+        return export_to_proto(await in_thread(self._exports.get, serving_call().tenant, name))
 
     async def ListExports(  # noqa: D102  # the contract says it
         self, request: _pb.ListExportsRequest, context: _Context
@@ -66,26 +66,26 @@ class ExportCalls(adapter_service_pb2_grpc.AdapterServiceServicer):
                 exports=map(export_to_proto, found.items), next_page_token=found.next_page_token
             )
 
-        return await asyncio.to_thread(page)
+        return await in_thread(page)
 
     async def CancelExport(  # noqa: D102  # the contract says it
         self, request: _pb.CancelExportRequest, context: _Context
     ) -> export_pb2.Export:
         name = ExportName.parse(request.name)
-        return export_to_proto(await asyncio.to_thread(self._exports.cancel, serving_call().tenant, name))
+        return export_to_proto(await in_thread(self._exports.cancel, serving_call().tenant, name))
 
     async def DeleteExport(  # noqa: D102  # the contract says it
         self, request: _pb.DeleteExportRequest, context: _Context
     ) -> Empty:
         name = ExportName.parse(request.name)
-        await asyncio.to_thread(self._exports.delete, serving_call().tenant, name)
+        await in_thread(self._exports.delete, serving_call().tenant, name)
         return Empty()
 
     async def DownloadExport(  # noqa: D102  # the contract says it
         self, request: _pb.DownloadExportRequest, context: _Context
     ) -> AsyncIterator[_pb.DownloadExportResponse]:
         name, tenant = ExportName.parse(request.name), serving_call().tenant
-        files, opened = await asyncio.to_thread(self._exports.open, tenant, name, tuple(request.paths))
+        files, opened = await in_thread(self._exports.open, tenant, name, tuple(request.paths))
         try:
             async for file, offset, data in pieces(files, opened.read, request.offset_bytes):
                 yield _pb.DownloadExportResponse(path=file.path, offset_bytes=offset, data=data)

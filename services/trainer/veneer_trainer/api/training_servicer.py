@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from veneer_rpc.calls import serving_call
 from veneer_rpc.errors import Violation, invalid
 from veneer_rpc.names import AdapterName, TrainingJobName
 from veneer_rpc.paging import Paginator, Query
+from veneer_rpc.threads import in_thread
 from veneer_trainer.api.changes import Changes, changed
 from veneer_trainer.api.job_convert import estimate_to_proto, job_to_proto, point_to_proto, states_from_proto
 from veneer_trainer.api.requests import request_of
@@ -45,7 +45,7 @@ class TrainingServicer(training_service_pb2_grpc.TrainerServiceServicer):
         self, request: _pb.EstimateTrainingJobRequest, context: _Context
     ) -> training_job_pb2.TrainingEstimate:
         spec = spec_from_proto(request.spec, adapter_required=False)
-        return estimate_to_proto(await asyncio.to_thread(self._jobs.estimate, serving_call().tenant, spec))
+        return estimate_to_proto(await in_thread(self._jobs.estimate, serving_call().tenant, spec))
 
     async def CreateTrainingJob(  # noqa: D102  # the contract says it
         self, request: _pb.CreateTrainingJobRequest, context: _Context
@@ -54,20 +54,20 @@ class TrainingServicer(training_service_pb2_grpc.TrainerServiceServicer):
         spec = spec_from_proto(job.spec, "training_job.spec")
         new = NewJob(request.training_job_id, spec, job.display_name, dict(job.labels))
         if request.validate_only:
-            order = await asyncio.to_thread(self._jobs.validate, serving_call().tenant, new)
+            order = await in_thread(self._jobs.validate, serving_call().tenant, new)
             return training_job_pb2.TrainingJob(
                 display_name=order.display_name,
                 labels=order.labels,
                 spec=spec_to_proto(order.spec),
                 estimate=estimate_to_proto(order.estimate),
             )
-        return job_to_proto(await asyncio.to_thread(self._jobs.create, request_of(request), new))
+        return job_to_proto(await in_thread(self._jobs.create, request_of(request), new))
 
     async def GetTrainingJob(  # noqa: D102  # the contract says it
         self, request: _pb.GetTrainingJobRequest, context: _Context
     ) -> training_job_pb2.TrainingJob:
         name = TrainingJobName.parse(request.name)
-        return job_to_proto(await asyncio.to_thread(self._jobs.get, serving_call().tenant, name))
+        return job_to_proto(await in_thread(self._jobs.get, serving_call().tenant, name))
 
     async def ListTrainingJobs(  # noqa: D102  # the contract says it
         self, request: _pb.ListTrainingJobsRequest, context: _Context
@@ -87,13 +87,13 @@ class TrainingServicer(training_service_pb2_grpc.TrainerServiceServicer):
                 training_jobs=map(job_to_proto, found.items), next_page_token=found.next_page_token
             )
 
-        return await asyncio.to_thread(page)
+        return await in_thread(page)
 
     async def DeleteTrainingJob(  # noqa: D102  # the contract says it
         self, request: _pb.DeleteTrainingJobRequest, context: _Context
     ) -> Empty:
         name = TrainingJobName.parse(request.name)
-        await asyncio.to_thread(self._jobs.delete, serving_call().tenant, name)
+        await in_thread(self._jobs.delete, serving_call().tenant, name)
         return Empty()
 
     async def CancelTrainingJob(  # noqa: D102  # the contract says it
@@ -123,11 +123,11 @@ class TrainingServicer(training_service_pb2_grpc.TrainerServiceServicer):
         if told < 0:
             raise invalid(Violation("after_revision", "OUT_OF_RANGE", f"must be 0 or more, was {told}"))
         tenant = serving_call().tenant
-        view = await asyncio.to_thread(self._jobs.get, tenant, name)
+        view = await in_thread(self._jobs.get, tenant, name)
         with self._changes.of(view.job.work.uid) as event:
             while True:
                 event.clear()
-                view = await asyncio.to_thread(self._jobs.get, tenant, name)
+                view = await in_thread(self._jobs.get, tenant, name)
                 if view.job.work.revision > told:
                     told = view.job.work.revision
                     yield _pb.WatchTrainingJobResponse(training_job=job_to_proto(view))
@@ -142,13 +142,13 @@ class TrainingServicer(training_service_pb2_grpc.TrainerServiceServicer):
         if not 2 <= most <= _MOST_POINTS:
             text = f"must be at least 2, at most {_MOST_POINTS}, was {most}"
             raise invalid(Violation("max_points", "OUT_OF_RANGE", text))
-        points = await asyncio.to_thread(self._jobs.curve, serving_call().tenant, name, most)
+        points = await in_thread(self._jobs.curve, serving_call().tenant, name, most)
         return _pb.TrainingCurve(points=map(point_to_proto, points))
 
 
 async def _steer(act: Callable[[Request, TrainingJobName], JobView], request: Any) -> training_job_pb2.TrainingJob:  # noqa: ANN401  # one of four messages with a name and a request id
     name = TrainingJobName.parse(request.name)
-    return job_to_proto(await asyncio.to_thread(act, request_of(request), name))
+    return job_to_proto(await in_thread(act, request_of(request), name))
 
 
 def _cursor(view: JobView) -> tuple[str | int, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ import grpc
 
 from veneer.trainer.v1 import adapter_pb2, export_pb2, worker_service_pb2, worker_service_pb2_grpc
 from veneer_rpc.errors import NotFound, Violation, invalid
+from veneer_rpc.threads import in_thread
 from veneer_trainer.adapters.received_files import ReceivedFiles
 from veneer_trainer.api.adapter_convert import version_to_proto
 from veneer_trainer.api.changes import WAITING_WORK, Changes, changed
@@ -30,7 +31,6 @@ from veneer_trainer.api.job_convert import (
     seconds,
     state_to_proto,
 )
-from veneer_trainer.api.threads import to_the_end
 from veneer_trainer.api.worker_convert import (
     beat_from_proto,
     ending_from_proto,
@@ -115,7 +115,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         kinds = kinds_from_proto(request.kinds, self._fillers)
         beside = None
         if request.HasField("beside"):
-            beside, _ = await asyncio.to_thread(self._attempts.held_by, _key(request.beside))
+            beside, _ = await in_thread(self._attempts.held_by, _key(request.beside))
         else:
             self._workers.announce(worker)
         over_s = time.monotonic() + min(seconds(request.wait), _MAX_WAIT_S)
@@ -132,13 +132,13 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
 
     async def _acquire(self, worker: Worker, kinds: set[WorkKind], beside: Work | None) -> _pb.Lease | None:
         """Leases work, and takes it back at once if the worker has gone meanwhile."""
-        taking = asyncio.ensure_future(asyncio.to_thread(self._take, worker, kinds, beside))
+        taking = asyncio.ensure_future(in_thread(self._take, worker, kinds, beside))
         try:
             return await asyncio.shield(taking)
         except asyncio.CancelledError:
             lease = await taking
             if lease is not None:
-                await asyncio.to_thread(self._attempts.finish, _key(lease.attempt), Ending.RELEASED)
+                await in_thread(self._attempts.finish, _key(lease.attempt), Ending.RELEASED)
             raise
 
     def _take(self, worker: Worker, kinds: set[WorkKind], beside: Work | None) -> _pb.Lease | None:
@@ -166,12 +166,12 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         renewed_s = dict[AttemptKey, float]()
         async for request in requests:
             key = _key(request.attempt)
-            order = await asyncio.to_thread(self._attempts.beat, key, beat_from_proto(request))
+            order = await in_thread(self._attempts.beat, key, beat_from_proto(request))
             response = _pb.HeartbeatResponse(order=order_to_proto(order))
             # The first answer on a stream brings a delegation too: the worker may have been cut off for long.
             if order is not Order.ABANDON and time.monotonic() >= renewed_s.get(key, 0.0):
                 renewed_s[key] = time.monotonic() + self._times.delegation_s / 2
-                response.delegation = await asyncio.to_thread(self._delegation, key)
+                response.delegation = await in_thread(self._delegation, key)
             yield response
 
     def _delegation(self, key: AttemptKey) -> str:
@@ -183,23 +183,22 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
     ) -> _pb.Checkpoint:
         header = await _header(requests)
         key, files = _key(header.attempt), files_from_proto(header.files)
-        writer = await asyncio.to_thread(self._attempts.begin_checkpoint, key, header.step, files)
+        writer = await in_thread(self._attempts.begin_checkpoint, key, header.step, files)
 
-        async def store() -> _pb.Checkpoint:
-            stored = await asyncio.to_thread(self._attempts.store_checkpoint, key, writer)
-            return checkpoint_to_proto(stored)
+        def store() -> StoredCheckpoint:
+            return self._attempts.store_checkpoint(key, writer)
 
-        return await _received(requests, writer, store)
+        return checkpoint_to_proto(await _received(requests, writer, store))
 
     async def GetCheckpoint(  # noqa: D102  # the contract says it
         self, request: _pb.GetCheckpointRequest, context: _Context
     ) -> AsyncIterator[_pb.GetCheckpointResponse]:
-        checkpoint = await asyncio.to_thread(self._attempts.checkpoint, _key(request.attempt))
+        checkpoint = await in_thread(self._attempts.checkpoint, _key(request.attempt))
         if checkpoint is None:
             raise NotFound("NO_CHECKPOINT", f"{request.attempt.work[:80]} has no checkpoint")
         yield _pb.GetCheckpointResponse(checkpoint=checkpoint_to_proto(checkpoint))
         for path, offset in _chunks(checkpoint):
-            data = await asyncio.to_thread(_read, checkpoint.folder / path, offset)
+            data = await in_thread(_read, checkpoint.folder / path, offset)
             yield _pb.GetCheckpointResponse(path=path, offset_bytes=offset, data=data)
 
     async def PublishAdapterVersion(  # noqa: D102  # the contract says it
@@ -207,8 +206,8 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
     ) -> adapter_pb2.AdapterVersion:
         header = await _header(requests)
         key, files = _key(header.attempt), files_from_proto(header.files)
-        await asyncio.to_thread(self._attempts.begin_publishing, key)
-        received = await asyncio.to_thread(ReceivedFiles, self._incoming, files, self._max_adapter_bytes)
+        await in_thread(self._attempts.begin_publishing, key)
+        received = await in_thread(ReceivedFiles, self._incoming, files, self._max_adapter_bytes)
 
         def publish() -> AdapterVersion:
             _, worker = self._attempts.held_by(key)
@@ -216,10 +215,7 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
             announced = PublishHeader(header.digest, files, progress, self._workers.code_version(worker))
             return self._attempts.publish(key, announced, received.check())
 
-        async def store() -> adapter_pb2.AdapterVersion:
-            return version_to_proto(await asyncio.to_thread(publish))
-
-        return await _received(requests, received, store)
+        return version_to_proto(await _received(requests, received, publish))
 
     async def PutSamples(  # noqa: D102  # the contract says it
         self, request: _pb.PutSamplesRequest, context: _Context
@@ -227,14 +223,14 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
         key, samples = _key(request.attempt), tuple(map(sample_from_proto, request.samples))
         metrics = metrics_from_proto(request.metrics) or None
         act = self._evaluations.put_samples
-        stored = await asyncio.to_thread(act, key.work, key.token, samples, metrics, request.total_samples)
+        stored = await in_thread(act, key.work, key.token, samples, metrics, request.total_samples)
         return _pb.PutSamplesResponse(stored_samples=stored)
 
     async def GetSamples(  # noqa: D102  # the contract says it
         self, request: _pb.GetSamplesRequest, context: _Context
     ) -> _pb.GetSamplesResponse:
         key = _key(request.attempt)
-        found = await asyncio.to_thread(self._evaluations.stored_samples, key.work, key.token, request.start_index)
+        found = await in_thread(self._evaluations.stored_samples, key.work, key.token, request.start_index)
         return _pb.GetSamplesResponse(samples=map(sample_to_proto, found))
 
     async def PublishExport(  # noqa: D102  # the contract says it
@@ -242,24 +238,21 @@ class WorkerServicer(worker_service_pb2_grpc.WorkerServiceServicer):
     ) -> export_pb2.Export:
         header = await _header(requests)
         key, files = _key(header.attempt), files_from_proto(header.files)
-        await asyncio.to_thread(self._attempts.begin_publishing, key)
-        received = await asyncio.to_thread(ReceivedFiles, self._incoming, files, self._max_export_bytes)
+        await in_thread(self._attempts.begin_publishing, key)
+        received = await in_thread(ReceivedFiles, self._incoming, files, self._max_export_bytes)
 
         def publish() -> Export:
             _, worker = self._attempts.held_by(key)
             announced = ExportHeader(header.digest, files, header.statement, self._workers.code_version(worker))
             return self._exports.publish(key, announced, received.check())
 
-        async def store() -> export_pb2.Export:
-            return export_to_proto(await asyncio.to_thread(publish))
-
-        return await _received(requests, received, store)
+        return export_to_proto(await _received(requests, received, publish))
 
     async def FinishAttempt(  # noqa: D102  # the contract says it
         self, request: _pb.FinishAttemptRequest, context: _Context
     ) -> _pb.FinishAttemptResponse:
         ending, failure = ending_from_proto(request)
-        state = await asyncio.to_thread(self._attempts.finish, _key(request.attempt), ending, failure)
+        state = await in_thread(self._attempts.finish, _key(request.attempt), ending, failure)
         return _pb.FinishAttemptResponse(state=state_to_proto(state))
 
 
@@ -275,18 +268,16 @@ async def _header(requests: AsyncIterator[Any]) -> Any:  # noqa: ANN401  # of on
     return first.header
 
 
-async def _received(
-    requests: AsyncIterator[Any], receiver: FileReceiver, store: Callable[[], Coroutine[Any, Any, _T]]
-) -> _T:
+async def _received(requests: AsyncIterator[Any], receiver: FileReceiver, store: Callable[[], _T]) -> _T:
     """Takes the files that follow a header, then stores them; what is not stored is removed."""
     try:
         async for request in requests:
             if request.WhichOneof("piece") != "file":
                 raise invalid(Violation("piece", "HEADER_TWICE", "only files may follow the header"))
-            await to_the_end(asyncio.to_thread(receiver.write, request.file.path, request.file.data))
-        return await to_the_end(store())
+            await in_thread(receiver.write, request.file.path, request.file.data)
+        return await in_thread(store)
     finally:
-        await asyncio.shield(asyncio.to_thread(receiver.abandon))
+        await in_thread(receiver.abandon)
 
 
 def _chunks(checkpoint: StoredCheckpoint) -> Iterator[tuple[str, int]]:

@@ -12,6 +12,7 @@ from veneer_rpc import logs
 from veneer_rpc.parent import die_with_parent
 from veneer_rpc.server import BindError
 from veneer_rpc.settings import SettingsError, load
+from veneer_rpc.threads import in_thread
 from veneer_trainer.adapters.metrics_page import metrics_page
 from veneer_trainer.worker.device import DeviceError, find
 from veneer_trainer.worker.keeper import Keeper
@@ -27,8 +28,8 @@ async def work(settings: WorkerSettings) -> None:
         DeviceError: the device that was asked for is not there.
         BindError: the port for metrics cannot be listened on.
     """
-    device = await asyncio.to_thread(find, settings.device, settings.threads, settings.ranks)
-    keeper = Keeper(settings, await asyncio.to_thread(held_models, settings.model_directories), device)
+    device = await in_thread(find, settings.device, settings.threads, settings.ranks)
+    keeper = Keeper(settings, await in_thread(held_models, settings.model_directories), device)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, keeper.drain)
     with metrics_page(keeper.monitoring.registry, settings.metrics_port):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from pathlib import Path
 
 from veneer.trainer.v1 import adapter_service_pb2, adapter_service_pb2_grpc
+from veneer_rpc.threads import in_thread
 from veneer_trainer.worker import folders
 from veneer_trainer.worker.attempt import Attempt
 
@@ -25,6 +25,6 @@ async def fetch(
     async def download(**how: object) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         async for piece in adapters.DownloadAdapterVersion(request, **how):  # type: ignore[arg-type]  # as Attempt.call says
-            await asyncio.to_thread(folders.append, folder, piece.path, piece.data)
+            await in_thread(folders.append, folder, piece.path, piece.data)
 
     await attempt.call(download, timeout_s=None)

@@ -17,6 +17,7 @@ from veneer.trainer.v1 import evaluation_pb2, worker_service_pb2, worker_service
 from veneer_processing import Conversation, Message, Processor, Text
 from veneer_rpc import errors
 from veneer_rpc.status import from_rpc_error
+from veneer_rpc.threads import in_thread
 from veneer_trainer.domain.evaluations import METRICS
 from veneer_trainer.worker import metrics
 from veneer_trainer.worker.answers import Answers
@@ -117,7 +118,7 @@ class EvaluationWork:
                 lambda: self._attempt.delegation,
                 self._spec.subject,
                 self._evaluation.answered_by_digest,
-                self._spec.max_tokens or await asyncio.to_thread(self._longest, expected),
+                self._spec.max_tokens or await in_thread(self._longest, expected),
                 self._settings.inference_patience_s,
             )
             wanted = self._wanted(expected)

@@ -12,6 +12,7 @@ import structlog
 from veneer.trainer.v1 import adapter_service_pb2_grpc, worker_service_pb2, worker_service_pb2_grpc
 from veneer_rpc.errors import FailedPrecondition
 from veneer_rpc.names import ModelName
+from veneer_rpc.threads import in_thread
 from veneer_trainer.worker import adapter_download, folders
 from veneer_trainer.worker.attempt import Abandoned, Attempt, Order, failure
 from veneer_trainer.worker.child_process import ChildProcess
@@ -132,7 +133,7 @@ class ExportWork:
 
     async def _publish(self, exported: Exported) -> Outcome:
         folder = Path(exported.folder)
-        files = await asyncio.to_thread(folders.described, folder)
+        files = await in_thread(folders.described, folder)
         header = _pb.PublishExportHeader(
             attempt=self._attempt.ref, digest=exported.digest, files=files, statement=exported.measured
         )

@@ -26,6 +26,7 @@ from veneer.trainer.v1 import (
 from veneer_rpc.errors import NotFound, VeneerError
 from veneer_rpc.names import ModelName
 from veneer_rpc.status import from_rpc_error
+from veneer_rpc.threads import in_thread
 from veneer_trainer.worker import child_process
 from veneer_trainer.worker.attempt import Abandoned, Attempt, Order, failure
 from veneer_trainer.worker.calibrations import Calibrations
@@ -237,7 +238,7 @@ class Keeper:
             self._attempts.remove(attempt)
             beats.cancel()
             await asyncio.wait([beats], timeout=_BEATS_S)
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            await in_thread(shutil.rmtree, folder, ignore_errors=True)
 
     async def _outcome(
         self,

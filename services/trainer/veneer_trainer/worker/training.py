@@ -19,6 +19,7 @@ from veneer.trainer.v1 import (
 )
 from veneer_rpc.errors import FailedPrecondition, NotFound, VeneerError
 from veneer_rpc.names import ModelName
+from veneer_rpc.threads import in_thread
 from veneer_trainer.worker import adapter_download, folders
 from veneer_trainer.worker.attempt import Abandoned, Attempt, Order, failure
 from veneer_trainer.worker.crew import Crew, Seat
@@ -144,8 +145,8 @@ class TrainingWork:
                 if piece.HasField("checkpoint"):
                     announced = piece.checkpoint
                 else:
-                    await asyncio.to_thread(folders.append, folder, piece.path, piece.data)
-            await asyncio.to_thread(folders.check, folder, list(announced.files))
+                    await in_thread(folders.append, folder, piece.path, piece.data)
+            await in_thread(folders.check, folder, list(announced.files))
             self._step = announced.step
 
         try:
@@ -207,7 +208,7 @@ class TrainingWork:
         while self._made is not None:
             made, self._made = self._made, None
             folder = Path(made.folder)
-            files = await asyncio.to_thread(folders.described, folder)
+            files = await in_thread(folders.described, folder)
             header = _pb.CheckpointHeader(attempt=self._attempt.ref, step=made.step, files=files)
 
             async def pieces() -> AsyncIterator[_pb.PutCheckpointRequest]:
@@ -223,7 +224,7 @@ class TrainingWork:
             except VeneerError as error:  # the checkpoints before stay, and the next one is tried
                 _log.error("checkpoint refused", step=made.step, reason=error.reason, problem=error.message)
             finally:
-                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+                await in_thread(shutil.rmtree, folder, ignore_errors=True)
 
     async def _outcome(self, last: OfJob | None, status: int) -> Outcome | None:
         order = self._attempt.order
@@ -254,7 +255,7 @@ class TrainingWork:
 
     async def _publish(self, trained: Trained) -> Outcome:
         folder = Path(trained.folder)
-        files = await asyncio.to_thread(folders.described, folder)
+        files = await in_thread(folders.described, folder)
         header = _pb.PublishAdapterHeader(
             attempt=self._attempt.ref,
             digest=trained.digest,
