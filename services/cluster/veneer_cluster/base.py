@@ -25,6 +25,7 @@ class Base:
         parameters: how many it has.
         stored_bytes: what they take as they are stored.
         kv_numbers: numbers that the keys and values of one token take, over all layers.
+        tied_numbers: of the embedding, where it is the head too.
     """
 
     model: str
@@ -32,6 +33,7 @@ class Base:
     parameters: int
     stored_bytes: int
     kv_numbers: int
+    tied_numbers: int = 0
 
 
 def find(reference: str | None) -> Base:
@@ -72,11 +74,14 @@ def weights(directory: Path) -> tuple[int, int]:
 
 def _measured(model: str, directory: Path) -> Base:
     try:
-        text = json.loads((directory / "config.json").read_bytes())["text_config"]
+        config = json.loads((directory / "config.json").read_bytes())
+        text = config["text_config"]
+        tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
+        tied_numbers = text["vocab_size"] * text["hidden_size"] if tied else 0
         kv_numbers = 2 * text["num_hidden_layers"] * text["num_key_value_heads"] * text["head_dim"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ClusterError(f"{directory} holds no config.json of a Qwen3-VL: {error!r}") from error
-    return Base(model, directory, *weights(directory), kv_numbers)
+    return Base(model, directory, *weights(directory), kv_numbers, tied_numbers)
 
 
 def _fetch(reference: str) -> Path:

@@ -55,7 +55,8 @@ def up(
         return
     with folder.lock():
         found = base.find(base_reference)
-        room = fit.room(found, workers, replicas, machine.has_bf16(), machine.available_memory_bytes())
+        cpu = fit.Arithmetic(machine.has_bf16(), machine.has_avx2())
+        room = fit.room(found, workers, replicas, cpu, machine.available_memory_bytes())
         plan = Plan(found, folder, workers, replicas, machine.cores(), redis, room)
         token = credentials.ensure(folder)
         _run(plan, token, json)

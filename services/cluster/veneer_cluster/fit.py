@@ -32,18 +32,29 @@ class Room:
     as_stored: bool
 
 
+@dataclass(frozen=True)
+class Arithmetic:
+    """What the CPU computes in: bf16, or float32 with weights of sixteen bits."""
+
+    bf16: bool
+    halves: bool
+
+
 MOST_ROOM = Room(MOST_KV_TOKENS, as_stored=False)
 
 
-def need(base: Base, workers: int, replicas: int, bf16: bool, room: Room) -> Need:
+def need(base: Base, workers: int, replicas: int, cpu: Arithmetic, room: Room) -> Need:
     """Estimates a cluster's memory: each worker and each replica holds the base, each replica keys and values too.
 
-    A worker holds it as it is stored where that takes less.
+    A worker holds it as it is stored where that takes less. So does a replica that multiplies by sixteen bits, and a
+    head that is the embedding too once more.
     """
-    number_bytes = 2 if bf16 else 4
+    number_bytes = 2 if cpu.bf16 else 4
     computed_bytes = base.parameters * number_bytes
     stored_bytes = min(base.stored_bytes, computed_bytes)
     weights_bytes = stored_bytes if room.as_stored else computed_bytes
+    if cpu.halves and not cpu.bf16 and stored_bytes < computed_bytes:
+        weights_bytes = stored_bytes + 2 * base.tied_numbers
     worker_bytes = stored_bytes + round(computed_bytes * TRAINING_SHARE) + TORCH_PROCESS_BYTES
     replica_bytes = weights_bytes + round(computed_bytes * SERVING_SHARE) + TORCH_PROCESS_BYTES
     replica_bytes += room.kv_tokens * base.kv_numbers * number_bytes
@@ -54,10 +65,10 @@ def need(base: Base, workers: int, replicas: int, bf16: bool, room: Room) -> Nee
     return Need(weights_bytes, holders, total_bytes)
 
 
-def room(base: Base, workers: int, replicas: int, bf16: bool, available_bytes: int) -> Room:
+def room(base: Base, workers: int, replicas: int, cpu: Arithmetic, available_bytes: int) -> Room:
     """Returns what each replica gets: keys and values of one conversation at least, and the base as it computes.
 
-    Only where that does not fit replicas hold the base as it is stored, and answer more slowly.
+    Only where that does not fit replicas hold the base as it is stored, and may answer more slowly.
 
     Raises:
         ClusterError: the cluster does not fit even so; with the figures, and what would fit.
@@ -65,7 +76,7 @@ def room(base: Base, workers: int, replicas: int, bf16: bool, available_bytes: i
     usable_bytes = round(available_bytes * (1 - SPARE_SHARE))
     for as_stored in (False, True):
         rooms = (Room(tokens, as_stored) for tokens in (LEAST_KV_TOKENS, MOST_KV_TOKENS))
-        least, most = (need(base, workers, replicas, bf16, each) for each in rooms)
+        least, most = (need(base, workers, replicas, cpu, each) for each in rooms)
         if least.total_bytes <= usable_bytes:
             share = min(1.0, (usable_bytes - least.total_bytes) / (most.total_bytes - least.total_bytes))
             return Room(LEAST_KV_TOKENS + int(share * (MOST_KV_TOKENS - LEAST_KV_TOKENS)), as_stored)

@@ -26,11 +26,20 @@ def available_memory_bytes() -> int:
 
 def has_bf16() -> bool:
     """Whether the CPU computes in bf16, so that a base is held in it."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
+    flags = _cpu_flags()
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def has_avx2() -> bool:
+    """Whether the CPU multiplies float32 by sixteen bits, so that a replica holds in them what is stored in them."""
+    return "avx2" in _cpu_flags()
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        return set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return set()
 
 
 def cpu_s(pid: int) -> float:

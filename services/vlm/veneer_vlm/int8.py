@@ -1,29 +1,33 @@
 """The base's linears in eight bits on a CPU, for inference.
 
-Owns quantisation and the integer product: weights symmetric with a scale an output, packed once for oneDNN; activations
-symmetric with a scale a token, found as they come (as in https://arxiv.org/abs/2208.07339, without its outliers). The
-sums are integers, and exact: what a token gets depends on no other token of its pass, however many there are. A CPU
-without VNNI adds pairs of products in sixteen bits, which saturate: there activations go in two halves of four bits.
+Owns quantisation and the integer product: weights symmetric with a scale an output, packed once; activations symmetric
+with a scale a token, found as they come (as in https://arxiv.org/abs/2208.07339, without its outliers). The sums are
+integers, and exact: what a token gets depends on no other token of its pass, however many there are.
 
-A head that has its distinct rows found (`head`) keeps them as they are: they are few.
+oneDNN multiplies where the CPU has VNNI. One without it adds the products of two neighbours in sixteen bits, which
+saturate: there an output's scale is such that two weights of one sign are 128 together at most (255 x 128 fits, and a
+third of a bit is lost), and FBGEMM multiplies, in a third of oneDNN's time for a few rows.
 """
 
+import functools
+import warnings
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from veneer_vlm.head import Head
-from veneer_vlm.linear import FusedLinear
 from veneer_vlm.model import VisionLanguageModel
 
-_GREATEST = 127
-_ZERO_POINT = 128  # oneDNN's products take unsigned activations
-_HALF = 16
 SATURATES = not torch.cpu._is_vnni_supported()
+_GREATEST = 127
+_ZERO_POINT = 128  # products take unsigned activations
+_AT_ONCE = 2048  # outputs that are in floats while they are quantised
 _LEAST_SCALE = 1e-10  # a token of zeros has no scale of its own
 
 
 def quantise(model: VisionLanguageModel) -> None:
-    """Turns every linear of a model to eight bits, in place, one at a time; its float weights are let go of.
+    """Turns every linear of a model to eight bits, in place; its float weights are let go of.
 
     Embeddings, norms, patch positions and biases stay as they are. The model's `slots` are gone with its weights.
 
@@ -32,20 +36,36 @@ def quantise(model: VisionLanguageModel) -> None:
     """
     if model.device.type != "cpu":
         raise ValueError(f"eight bits are for CPUs, the model is on {model.device}")
-    for module in model.modules():
-        if isinstance(module, FusedLinear) and not (isinstance(module, Head) and module.distinct() is not None):
-            module.kernel = Int8Kernel(module.weight.data, None if module.bias is None else module.bias.data)
-            if module is not model.lm_head or not model.config.tie_word_embeddings:
-                module.weight = torch.nn.Parameter(module.weight.new_empty(0), requires_grad=False)
+    _has_fbgemm()  # found out here: kernels are made in threads, which share what is done about warnings
+    model.compute_by(Int8Kernel)
+
+
+def pays() -> bool:
+    """Whether this CPU multiplies eight bits faster than floats."""
+    return not SATURATES or _has_fbgemm()
 
 
 def quantised(rows_N_I: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row in eight bits: integers (N, I) within ±127, still as float32, and scales (N, 1).
+    """Each row of activations in eight bits: integers (N, I) within ±127, still as float32, and scales (N, 1).
 
     A row whose numbers went astray has a scale that did: so does its product.
     """
     rows_N_I = rows_N_I.float()
-    scale_N_1 = rows_N_I.abs().amax(-1, keepdim=True).clamp_(min=_LEAST_SCALE) / _GREATEST
+    return _scaled(rows_N_I, rows_N_I.abs().amax(-1, keepdim=True))
+
+
+def quantised_weight(weight_O_I: Tensor) -> tuple[Tensor, Tensor]:
+    """As `quantised`, each output's weights; two neighbours of one sign are within 128 where more SATURATES."""
+    if not SATURATES:
+        return quantised(weight_O_I)
+    weight_O_I = weight_O_I.float()
+    pairs_O_J_2 = F.pad(weight_O_I, (0, weight_O_I.shape[1] % 2)).reshape(len(weight_O_I), -1, 2)
+    up_O, down_O = (pairs.clamp_(min=0).sum(-1).amax(-1) for pairs in (pairs_O_J_2.clone(), -pairs_O_J_2))
+    return _scaled(weight_O_I, torch.maximum(up_O, down_O)[:, None])  # each of two is rounded up by a half at most
+
+
+def _scaled(rows_N_I: Tensor, greatest_N_1: Tensor) -> tuple[Tensor, Tensor]:
+    scale_N_1 = greatest_N_1.clamp_(min=_LEAST_SCALE) / _GREATEST
     return (rows_N_I / scale_N_1).round_(), scale_N_1
 
 
@@ -58,34 +78,68 @@ class Int8Kernel:
     """
 
     def __init__(self, weight_O_I: Tensor, bias_O: Tensor | None) -> None:
-        integers_O_I, scale_O_1 = quantised(weight_O_I)
-        self._packed = torch.ops.onednn.qlinear_prepack(integers_O_I.to(torch.int8), None)
-        self._scale_O = scale_O_1.squeeze(-1).contiguous()
-        # Halves are scaled once they are added: till then their sums are exact in float32 too.
-        self._sums_scale_O = torch.ones_like(self._scale_O) if SATURATES else self._scale_O
-        self._zero_O = torch.zeros(len(weight_O_I), dtype=torch.int64)
+        integers_O_I = torch.empty_like(weight_O_I, dtype=torch.int8)
+        scale_O = weight_O_I.new_empty(len(weight_O_I), dtype=torch.float32)
+        places = zip(torch.split(integers_O_I, _AT_ONCE), torch.split(scale_O, _AT_ONCE), strict=True)
+        for rows_N_I, (integers_N_I, scale_N) in zip(torch.split(weight_O_I, _AT_ONCE), places, strict=True):
+            found_N_I, scale_N_1 = quantised_weight(rows_N_I)
+            integers_N_I.copy_(found_N_I)
+            scale_N.copy_(scale_N_1[:, 0])
+        by = _fbgemm if SATURATES and _has_fbgemm() else _onednn
+        self._product = by(integers_O_I, scale_O)
         self._bias_O = bias_O
 
     def __call__(self, input_T_I: Tensor) -> Tensor:
         """The product, (T, O), in the input's dtype."""
         integers_T_I, scale_T_1 = quantised(input_T_I)
-        if SATURATES:
-            high_T_I = integers_T_I.div(_HALF).round_()
-            low_T_I = integers_T_I - _HALF * high_T_I
-            sums_T_O = self._sums(low_T_I).add_(self._sums(high_T_I), alpha=_HALF).mul_(self._scale_O)
-        else:
-            sums_T_O = self._sums(integers_T_I)
-        output_T_O: Tensor = sums_T_O.mul_(scale_T_1)
+        output_T_O = self._product(integers_T_I).mul_(scale_T_1)
         if self._bias_O is not None:
             output_T_O += self._bias_O
         return output_T_O.to(input_T_I.dtype)
 
-    def _sums(self, integers_T_I: Tensor) -> Tensor:
-        """The integer product, scaled unless it is a half's, (T, O) in float32; changes its input."""
-        zero_point = _HALF if SATURATES else _ZERO_POINT
-        unsigned_T_I = integers_T_I.add_(zero_point).to(torch.uint8)
-        scales = (1.0, zero_point, self._packed, self._sums_scale_O, self._zero_O)
-        sums_T_O: Tensor = torch.ops.onednn.qlinear_pointwise(
+
+def _onednn(integers_O_I: Tensor, scale_O: Tensor) -> Callable[[Tensor], Tensor]:
+    """The product of integers (T, I), float32 and within ±127, with these: exact sums times the scales, (T, O)."""
+    packed = torch.ops.onednn.qlinear_prepack(integers_O_I, None)
+    zero_O = torch.zeros(len(scale_O), dtype=torch.int64)
+
+    def product(integers_T_I: Tensor) -> Tensor:
+        unsigned_T_I = integers_T_I.add_(_ZERO_POINT).to(torch.uint8)
+        scales = (1.0, _ZERO_POINT, packed, scale_O, zero_O)
+        product_T_O: Tensor = torch.ops.onednn.qlinear_pointwise(
             unsigned_T_I, *scales, None, 1.0, 0, torch.float32, "none", [], ""
         )
-        return sums_T_O
+        return product_T_O
+
+    return product
+
+
+def _fbgemm(integers_O_I: Tensor, scale_O: Tensor) -> Callable[[Tensor], Tensor]:
+    """The same as `_onednn`."""
+    zero_O = torch.zeros(len(scale_O), dtype=torch.int64)
+    weight_O_I = torch._make_per_channel_quantized_tensor(integers_O_I, scale_O.double(), zero_O, 0)
+    packed = torch.ops.quantized.linear_prepack(weight_O_I, None)
+
+    def product(integers_T_I: Tensor) -> Tensor:
+        product_T_O: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+            integers_T_I, 1.0, _ZERO_POINT, packed
+        )
+        return product_T_O
+
+    return product
+
+
+@functools.cache
+def _has_fbgemm() -> bool:
+    """Whether this torch has FBGEMM's products on this CPU, one of x86 with AVX2."""
+    if torch.backends.quantized.engine not in ("fbgemm", "x86"):
+        return False
+    with warnings.catch_warnings():
+        # Torch says once that its quantised dtypes will go (pytorch/pytorch#184982). The one that packs is needed
+        # while its release is pinned; when it is gone oneDNN multiplies, and this says so.
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            _fbgemm(torch.ones(1, 8, dtype=torch.int8), torch.ones(1))(torch.ones(1, 8))
+        except (AttributeError, NotImplementedError, RuntimeError):
+            return False
+    return True

@@ -1,51 +1,110 @@
-"""Several adapters as one: their factors packed, so that a step costs the same few products for any number of them.
+"""Several adapters as one: their factors in places of one memory, so that a step takes a few calls for any number.
 
-Owns the packed factors and the arithmetic of a pass over few tokens with many adapters, as decoding is. It does more
-multiplications than `lora.AdapterBatch` (each token meets every packed A, and what is not its own is dropped), in far
-fewer and larger products. For inference alone: nothing flows back.
+Owns the packed factors and the arithmetic of a pass over few tokens with many adapters, as decoding is: a product for
+each place and its tokens, all places in one call, which reads every factor once and at memory's pace. An adapter that
+comes takes the place of one that has left, and the others stay as they are. For inference alone: nothing flows back.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from veneer_vlm.lora import Adapter
-from veneer_vlm.lora_update import add_product
 
 
 @dataclasses.dataclass(frozen=True)
 class _Packed:
-    """The factors of linears that read one input.
+    """The factors of linears that read one input, in S places; R is the pack's rank.
 
     Attributes:
-        a_R_I: every A of every part, scaled, one below another.
-        owner_R: which adapter each of its rows belongs to.
-        parts: for each linear the rows of `a_R_I` that are its own, and its B as (O, R); None where nobody adapts it.
+        parts: of the linears, those P that any adapter adapts.
+        a_S_I_PR: every A, scaled and turned; zeros where an adapter has none, or fewer rows than R.
+        b_P_S_R_O: for each part every B, turned; each of its own O.
     """
 
-    a_R_I: Tensor
-    owner_R: Tensor
-    parts: tuple[tuple[slice, Tensor] | None, ...]
+    parts: tuple[int, ...]
+    a_S_I_PR: Tensor
+    b_P_S_R_O: tuple[Tensor, ...]
+
+    def write(self, place: int, adapter: Adapter, names: tuple[str, ...]) -> None:
+        """Has an adapter in a place; the linears `names` that it adapts are among the parts."""
+        a_I_PR = self.a_S_I_PR[place].zero_()
+        a_I_P_R = a_I_PR.view(len(a_I_PR), len(self.parts), -1)
+        for number, (part, b_S_R_O) in enumerate(zip(self.parts, self.b_P_S_R_O, strict=True)):
+            b_R_O = b_S_R_O[place].zero_()
+            pair = adapter.pairs.get(names[part])
+            if pair is not None:
+                torch.mul(pair.a_R_I.T, adapter.config.scale, out=a_I_P_R[:, number, : len(pair.a_R_I)])
+                b_R_O[: len(pair.a_R_I)] = pair.b_O_R.T
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """Where the N tokens of a pass that wear anything stand: in S rows, one for each place, of C tokens.
+
+    Attributes:
+        token_N: which tokens of the pass they are; None for all.
+        index_N: where each stands.
+        most: C.
+    """
+
+    token_N: Tensor | None
+    index_N: Tensor
+    most: int
+
+    @classmethod
+    def of(cls, place_T: Tensor, pack: "AdapterPack") -> "_Rows":
+        """Of tokens with these places, -1 for none."""
+        tokens = [(place_T == place).nonzero()[:, 0] for place in range(pack.places)]
+        most = max(map(len, tokens))
+        index_T = torch.full_like(place_T, -1)
+        for place, own in enumerate(tokens):
+            index_T[own] = most * place + torch.arange(len(own))
+        token_N = (place_T >= 0).nonzero()[:, 0]
+        index_N = index_T[token_N].to(pack.device)
+        return cls(None if len(token_N) == len(place_T) else token_N.to(pack.device), index_N, most)
 
 
 class AdapterPack:
-    """Adapters whose factors were packed, linear by linear, when a pass first needed them.
+    """Room for adapters, whose factors are written, linear by linear, when a pass first needs them.
 
     Args:
-        adapters: at least one; all of one dtype, on one device.
+        places: S, of adapters.
+        rank: R, the greatest that one may have.
+        device: of the adapters.
     """
 
-    def __init__(self, adapters: Sequence[Adapter]) -> None:
-        self.adapters = tuple(adapters)
+    def __init__(self, places: int, rank: int, device: torch.device | str = "cpu") -> None:
+        self.rank = rank
+        self.device = device
+        self._held: list[Adapter | None] = [None] * places
         self._packed: dict[tuple[str, ...], _Packed | None] = {}
 
     @property
-    def rank(self) -> int:
-        """Of all adapters together."""
-        return sum(adapter.config.r for adapter in self.adapters)
+    def places(self) -> int:
+        """S."""
+        return len(self._held)
+
+    def release(self, adapter: Adapter) -> None:
+        """Forgets an adapter; its place is free for another."""
+        self._held = [None if held is adapter else held for held in self._held]
+
+    def place(self, adapters: Sequence[Adapter]) -> list[int]:
+        """Where each of these adapters lies; those that are new here take the places of others.
+
+        Args:
+            adapters: as many as there are places at most, of the pack's rank at most; all of one dtype, on one device.
+        """
+        wanted = {id(adapter): adapter for adapter in adapters}
+        at = {id(held): place for place, held in enumerate(self._held) if id(held) in wanted}
+        free = [place for place in reversed(range(self.places)) if place not in at.values()]
+        for key, adapter in wanted.items():
+            if key not in at:
+                at[key] = free.pop()
+                self._hold(at[key], adapter)
+        return [at[id(adapter)] for adapter in adapters]
 
     def packed(self, names: tuple[str, ...]) -> _Packed | None:
         """The factors of the linears `names`; None where no adapter has any."""
@@ -53,21 +112,35 @@ class AdapterPack:
             self._packed[names] = self._pack(names)
         return self._packed[names]
 
+    def _hold(self, place: int, adapter: Adapter) -> None:
+        self._held[place] = adapter
+        for names, packed in list(self._packed.items()):
+            parts = () if packed is None else packed.parts
+            if any(name in adapter.pairs and part not in parts for part, name in enumerate(names)):
+                del self._packed[names]  # made anew, with parts that nobody had
+            elif packed is not None:
+                packed.write(place, adapter, names)
+
     def _pack(self, names: tuple[str, ...]) -> _Packed | None:
-        rows: list[Tensor] = []
-        owners: list[int] = []
-        parts: list[tuple[slice, Tensor] | None] = []
-        for name in names:
-            worn = [(owner, adapter) for owner, adapter in enumerate(self.adapters) if name in adapter.pairs]
-            start = len(owners)
-            for owner, adapter in worn:
-                rows.append(adapter.pairs[name].a_R_I * adapter.config.scale)
-                owners += [owner] * adapter.config.r
-            columns = [adapter.pairs[name].b_O_R for _, adapter in worn]
-            parts.append((slice(start, len(owners)), torch.cat(columns, 1)) if worn else None)
-        if not rows:
+        pairs = [
+            {part: held.pairs[name] for part, name in enumerate(names) if name in held.pairs}
+            for held in self._held
+            if held is not None
+        ]
+        shapes = {part: pair for worn in pairs for part, pair in worn.items()}
+        if not shapes:
             return None
-        return _Packed(torch.cat(rows), torch.tensor(owners, device=rows[0].device), tuple(parts))
+        parts = tuple(sorted(shapes))
+        any_a_R_I = shapes[parts[0]].a_R_I
+        packed = _Packed(
+            parts,
+            any_a_R_I.new_zeros(self.places, any_a_R_I.shape[1], len(parts) * self.rank),
+            tuple(any_a_R_I.new_zeros(self.places, self.rank, len(shapes[part].b_O_R)) for part in parts),
+        )
+        for place, held in enumerate(self._held):
+            if held is not None:
+                packed.write(place, held, names)
+        return packed
 
 
 class PackedAdapterBatch:
@@ -75,31 +148,46 @@ class PackedAdapterBatch:
 
     Args:
         pack: the adapters.
-        owner_T: for each token the number of its adapter in the pack; -1 for none.
+        place_T: for each token the place of its adapter in the pack, on the CPU; -1 for none.
     """
 
-    def __init__(self, pack: AdapterPack, owner_T: Tensor) -> None:
+    def __init__(self, pack: AdapterPack, place_T: Tensor) -> None:
         self._pack = pack
-        self._owner_T = owner_T
+        self._place_T = place_T
+        self._rows = _Rows.of(place_T, pack)
 
     @torch.no_grad()
     def add(self, columns: Mapping[str, slice], input_T_I: Tensor, output_T_O: Tensor) -> Tensor:
         """See `veneer_vlm.linear.Adapters`."""
-        packed = self._pack.packed(tuple(columns))
-        if packed is None:
+        packed, rows = self._pack.packed(tuple(columns)), self._rows
+        if packed is None or not rows.most:
             return output_T_O
-        inner_T_R = F.linear(input_T_I.to(packed.a_R_I.dtype), packed.a_R_I)
-        # Filled, not multiplied by zero: what another adapter makes of this token may be infinite.
-        inner_T_R = inner_T_R.masked_fill(self._owner_T[:, None] != packed.owner_R, 0)
-        for here, part in zip(columns.values(), packed.parts, strict=True):
-            if part is not None:
-                add_product(output_T_O[:, here], inner_T_R[:, part[0]], part[1])
+        a_S_I_PR = packed.a_S_I_PR
+        places, inputs, _ = a_S_I_PR.shape
+        input_N_I = input_T_I if rows.token_N is None else input_T_I.index_select(0, rows.token_N)
+        input_SC_I = a_S_I_PR.new_zeros(places * rows.most, inputs)
+        input_SC_I.index_copy_(0, rows.index_N, input_N_I.to(input_SC_I.dtype))
+        inner_S_C_PR = torch.bmm(input_SC_I.view(places, rows.most, inputs), a_S_I_PR)
+        slices = list(columns.values())
+        inner_P = torch.split(inner_S_C_PR, self._pack.rank, -1)
+        for part, inner_S_C_R, b_S_R_O in zip(packed.parts, inner_P, packed.b_P_S_R_O, strict=True):
+            added_SC_O = torch.bmm(inner_S_C_R, b_S_R_O).flatten(0, 1)
+            _add_rows(output_T_O[:, slices[part]], rows.token_N, added_SC_O.index_select(0, rows.index_N))
         return output_T_O
 
     def merged(self, size: int) -> "PackedAdapterBatch":
         """See `veneer_vlm.linear.Adapters`."""
-        return PackedAdapterBatch(self._pack, self._owner_T[::size])
+        return PackedAdapterBatch(self._pack, self._place_T[::size])
 
     def rows(self, start: int, stop: int) -> "PackedAdapterBatch":
         """See `veneer_vlm.linear.Adapters`."""
-        return PackedAdapterBatch(self._pack, self._owner_T[start:stop])
+        return PackedAdapterBatch(self._pack, self._place_T[start:stop])
+
+
+def _add_rows(output_T_O: Tensor, token_N: Tensor | None, added_N_O: Tensor) -> None:
+    """Adds to some rows or all, rounded once into their dtype."""
+    if token_N is None:
+        output_T_O.copy_(added_N_O.add_(output_T_O))
+    else:
+        exact_N_O = added_N_O.add_(output_T_O.index_select(0, token_N))
+        output_T_O.index_copy_(0, token_N, exact_N_O.to(output_T_O.dtype))

