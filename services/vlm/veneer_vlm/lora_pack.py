@@ -99,7 +99,8 @@ class AdapterPack:
         """
         wanted = {id(adapter): adapter for adapter in adapters}
         at = {id(held): place for place, held in enumerate(self._held) if id(held) in wanted}
-        free = [place for place in reversed(range(self.places)) if place not in at.values()]
+        others = [place for place in range(self.places) if place not in at.values()]
+        free = sorted(others, key=lambda place: self._held[place] is None)  # the last is taken first
         for key, adapter in wanted.items():
             if key not in at:
                 at[key] = free.pop()
