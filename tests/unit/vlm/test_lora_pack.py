@@ -111,10 +111,10 @@ def test_an_adapter_that_was_released_is_written_anew(adapters: list[Adapter]) -
 @pytest.mark.parametrize("astray", ["a_R_I", "b_O_R"])
 def test_what_an_adapter_leaves_in_its_place_reaches_no_other(adapters: list[Adapter], astray: str) -> None:
     columns = {Q: slice(0, 64), K: slice(64, 96), V: slice(96, 128)}
-    hidden, output = torch.randn(1, 64), torch.randn(1, 128)
+    hidden, output = torch.randn(2, 64), torch.randn(2, 128)
     getattr(adapters[0].pairs[Q], astray).fill_(torch.nan)
-    pack = AdapterPack(1, 8)
-    for o in (0, 1):  # the second has no Q
-        packed = PackedAdapterBatch(pack, torch.tensor(pack.place([adapters[o]])))
+    pack = AdapterPack(2, 8)
+    for needed in ([0, 1], [2, 1]):  # the last one comes to where the first was, and has neither Q nor V
+        packed = PackedAdapterBatch(pack, torch.tensor(pack.place([adapters[o] for o in needed])))
         found = packed.add(columns, hidden, output.clone())
-    torch.testing.assert_close(found, owned([1], adapters).add(columns, hidden, output.clone()))
+    torch.testing.assert_close(found, owned([2, 1], adapters).add(columns, hidden, output.clone()))
