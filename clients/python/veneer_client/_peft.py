@@ -32,7 +32,13 @@ async def pieces(header: ImportHeader, files: Sequence[Path]) -> AsyncIterator[I
     yield ImportAdapterVersionRequest(header=header)
     for path in files:
         size_bytes = path.stat().st_size
-        with path.open("rb") as file:
-            for _ in range(0, max(size_bytes, 1), _CHUNK_BYTES):
-                data = await asyncio.to_thread(file.read, _CHUNK_BYTES)
-                yield ImportAdapterVersionRequest(file=FilePiece(path=path.name, size_bytes=size_bytes, data=data))
+        for offset in range(0, max(size_bytes, 1), _CHUNK_BYTES):
+            data = await asyncio.to_thread(_read, path, offset)
+            yield ImportAdapterVersionRequest(file=FilePiece(path=path.name, size_bytes=size_bytes, data=data))
+
+
+def _read(path: Path, offset: int) -> bytes:
+    """A piece of a file. None stays open between pieces: who refuses an import leaves the rest unasked for."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(_CHUNK_BYTES)
