@@ -40,7 +40,9 @@ class InferenceSettings(ServerSettings):
         "float32",
     )
     as_stored: bool = setting(
-        "Keep large weights in the bits that they are stored in: half of what float32 takes, and slower answers.", False
+        "Keep large weights in the bits that they are stored in: half of what float32 takes, and slower answers "
+        "where the CPU does not compute with them so anyway (x86 with AVX2 does).",
+        False,
     )
     kv_tokens: int = setting("Tokens of key-value memory over all requests.", 16_384, 64, 1 << 40)
     step_tokens: int = setting("Tokens of a step at most; a longer prompt goes in pieces.", 512, 1, 1 << 20)

@@ -1,11 +1,12 @@
 """Uploads that break: what has arrived is kept whole."""
 
+from __future__ import annotations
+
 import asyncio
 import hashlib
-import threading
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -13,25 +14,22 @@ from veneer.dataset.v1.dataset_service_pb2 import UploadBlobsRequest
 from veneer_dataset.api import blob_calls
 from veneer_dataset.api.blob_calls import BlobCalls
 
+if TYPE_CHECKING:
+    from tests.unit.conftest import Stuck
+
 
 async def test_a_cancelled_upload_is_closed_once_its_thread_has_taken_the_pieces(
-    monkeypatch: pytest.MonkeyPatch,
+    stuck: Stuck, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done: list[str] = []
-    begun, may_end = asyncio.Event(), threading.Event()
-    loop = asyncio.get_running_loop()
-
     class Upload:
         def __init__(self, *of: object) -> None: ...
 
         def take(self, pieces: list[object]) -> None:
             if pieces:
-                loop.call_soon_threadsafe(begun.set)
-                assert may_end.wait(5)
-                done.append("taken")
+                stuck.work("taken")
 
         def close(self) -> None:
-            done.append("closed")
+            stuck.done.append("closed")
 
     async def requests() -> AsyncIterator[UploadBlobsRequest]:
         data = bytes(1 << 20)
@@ -45,11 +43,5 @@ async def test_a_cancelled_upload_is_closed_once_its_thread_has_taken_the_pieces
     monkeypatch.setattr(blob_calls, "tenant", lambda: "acme")
     calls = BlobCalls()
     calls._app = cast(Any, SimpleNamespace(blobs=None, partial=None, quota_bytes=0, stall_s=5))
-    call = asyncio.create_task(calls.UploadBlobs(requests(), None))
-    await begun.wait()
-    call.cancel()
-    await asyncio.sleep(0.05)
-    may_end.set()
-    with pytest.raises(asyncio.CancelledError):
-        await call
-    assert done == ["taken", "closed"]
+    await stuck.cancel(calls.UploadBlobs(requests(), None))
+    assert stuck.done == ["taken", "closed"]

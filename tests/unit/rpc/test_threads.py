@@ -1,12 +1,16 @@
 """Work in threads: it has ended when the call that wants it ends."""
 
-import asyncio
+from __future__ import annotations
+
 import contextvars
-import threading
+from typing import TYPE_CHECKING
 
 import pytest
 
 from veneer_rpc.threads import in_thread
+
+if TYPE_CHECKING:
+    from tests.unit.conftest import Stuck
 
 _TENANT = contextvars.ContextVar[str]("tenant")
 
@@ -23,15 +27,11 @@ async def test_result_error_and_context_come_through() -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-async def test_a_caller_is_cancelled_once_its_thread_has_ended_however_often_it_is_told(fails: bool) -> None:
-    done: list[str] = []
-    begun, may_end = asyncio.Event(), threading.Event()
-    loop = asyncio.get_running_loop()
-
+async def test_a_caller_is_cancelled_once_its_thread_has_ended_however_often_it_is_told(
+    stuck: Stuck, fails: bool
+) -> None:
     def work() -> None:
-        loop.call_soon_threadsafe(begun.set)
-        assert may_end.wait(5)
-        done.append("worked")
+        stuck.work("worked")
         if fails:
             raise OSError("unheard")
 
@@ -39,15 +39,7 @@ async def test_a_caller_is_cancelled_once_its_thread_has_ended_however_often_it_
         try:
             await in_thread(work)
         finally:
-            done.append("closed")
+            stuck.done.append("closed")
 
-    calling = asyncio.create_task(call())
-    await begun.wait()
-    for _ in range(3):
-        calling.cancel()
-        await asyncio.sleep(0.01)
-    assert not calling.done()
-    may_end.set()
-    with pytest.raises(asyncio.CancelledError):
-        await calling
-    assert done == ["worked", "closed"]
+    await stuck.cancel(call())
+    assert stuck.done == ["worked", "closed"]
