@@ -1,12 +1,13 @@
 """The base's linears in eight bits on a CPU, for inference.
 
-Owns quantisation and the integer product: weights symmetric with a scale an output, packed once; activations symmetric
-with a scale a token, found as they come (as in https://arxiv.org/abs/2208.07339, without its outliers). The sums are
-integers, and exact: what a token gets depends on no other token of its pass, however many there are.
+Owns quantisation and the integer product: weights symmetric with a scale an output, packed once; activations from a
+token's least to its greatest, found as they come (as in https://arxiv.org/abs/2208.07339, without its outliers: with
+one of them in a token the middle of its range halves its harm). The sums are integers, and exact: what a token gets
+depends on no other token of its pass, however many there are.
 
 oneDNN multiplies where the CPU has VNNI. One without it adds the products of two neighbours in sixteen bits, which
-saturate: there an output's scale is such that two weights of one sign are 128 together at most (255 x 128 fits, and a
-third of a bit is lost), and FBGEMM multiplies, in a third of oneDNN's time for a few rows.
+saturate: there activations have 241 levels, an output's scale is such that two weights of one sign are 136 together at
+most (240 x 136 fits), and FBGEMM multiplies, in a third of oneDNN's time for a few rows.
 """
 
 import functools
@@ -20,8 +21,9 @@ from torch import Tensor
 from veneer_vlm.model import VisionLanguageModel
 
 SATURATES = not torch.cpu._is_vnni_supported()
-_GREATEST = 127
-_ZERO_POINT = 128  # products take unsigned activations
+_GREATEST = 127  # of a weight
+_GREATEST_PAIR = 136  # of two neighbours of one sign, where more SATURATES
+_ZERO_POINT = 120 if SATURATES else 127  # activations are as great as this; products take them unsigned
 _AT_ONCE = 2048  # outputs that are in floats while they are quantised
 _LEAST_SCALE = 1e-10  # a token of zeros has no scale of its own
 
@@ -45,28 +47,33 @@ def pays() -> bool:
     return not SATURATES or _has_fbgemm()
 
 
-def quantised(rows_N_I: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row of activations in eight bits: integers (N, I) within ±127, still as float32, and scales (N, 1).
+def quantised(rows_N_I: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each row of activations in eight bits.
 
     A row whose numbers went astray has a scale that did: so does its product.
+
+    Returns:
+        integers (N, I), still as float32; scales (N, 1); what is zero in integers (N, 1), the middle of a row's range.
     """
     rows_N_I = rows_N_I.float()
-    return _scaled(rows_N_I, rows_N_I.abs().amax(-1, keepdim=True))
+    least_N_1, greatest_N_1 = rows_N_I.aminmax(dim=-1, keepdim=True)
+    middle_N_1 = (least_N_1 + greatest_N_1) / 2
+    # Of both ends, since the middle is rounded: no integer may be past the zero point.
+    scale_N_1 = torch.maximum(greatest_N_1 - middle_N_1, middle_N_1 - least_N_1).clamp_(min=_LEAST_SCALE) / _ZERO_POINT
+    return (rows_N_I - middle_N_1).div_(scale_N_1).round_(), scale_N_1, middle_N_1
 
 
 def quantised_weight(weight_O_I: Tensor) -> tuple[Tensor, Tensor]:
-    """As `quantised`, each output's weights; two neighbours of one sign are within 128 where more SATURATES."""
-    if not SATURATES:
-        return quantised(weight_O_I)
+    """Each output's weights in eight bits: integers (O, I), still as float32, and scales (O, 1)."""
     weight_O_I = weight_O_I.float()
-    pairs_O_J_2 = F.pad(weight_O_I, (0, weight_O_I.shape[1] % 2)).reshape(len(weight_O_I), -1, 2)
-    up_O, down_O = (pairs.clamp_(min=0).sum(-1).amax(-1) for pairs in (pairs_O_J_2.clone(), -pairs_O_J_2))
-    return _scaled(weight_O_I, torch.maximum(up_O, down_O)[:, None])  # each of two is rounded up by a half at most
-
-
-def _scaled(rows_N_I: Tensor, greatest_N_1: Tensor) -> tuple[Tensor, Tensor]:
-    scale_N_1 = greatest_N_1.clamp_(min=_LEAST_SCALE) / _GREATEST
-    return (rows_N_I / scale_N_1).round_(), scale_N_1
+    scale_O = weight_O_I.abs().amax(-1) / _GREATEST
+    if SATURATES:
+        pairs_O_J_2 = F.pad(weight_O_I, (0, weight_O_I.shape[1] % 2)).reshape(len(weight_O_I), -1, 2)
+        for one_sign_O_J_2 in (pairs_O_J_2, -pairs_O_J_2):
+            greatest_O = one_sign_O_J_2.clamp(min=0).sum(-1).amax(-1)
+            scale_O = torch.maximum(scale_O, greatest_O / (_GREATEST_PAIR - 1))  # each is rounded up by a half at most
+    scale_O_1 = scale_O.clamp_(min=_LEAST_SCALE)[:, None]
+    return (weight_O_I / scale_O_1).round_(), scale_O_1
 
 
 class Int8Kernel:
@@ -87,19 +94,20 @@ class Int8Kernel:
             scale_N.copy_(scale_N_1[:, 0])
         by = _fbgemm if SATURATES and _has_fbgemm() else _onednn
         self._product = by(integers_O_I, scale_O)
+        self._sum_O = integers_O_I.sum(-1) * scale_O
         self._bias_O = bias_O
 
     def __call__(self, input_T_I: Tensor) -> Tensor:
         """The product, (T, O), in the input's dtype."""
-        integers_T_I, scale_T_1 = quantised(input_T_I)
-        output_T_O = self._product(integers_T_I).mul_(scale_T_1)
+        integers_T_I, scale_T_1, middle_T_1 = quantised(input_T_I)
+        output_T_O = self._product(integers_T_I).mul_(scale_T_1).addcmul_(middle_T_1, self._sum_O)
         if self._bias_O is not None:
             output_T_O += self._bias_O
         return output_T_O.to(input_T_I.dtype)
 
 
 def _onednn(integers_O_I: Tensor, scale_O: Tensor) -> Callable[[Tensor], Tensor]:
-    """The product of integers (T, I), float32 and within ±127, with these: exact sums times the scales, (T, O)."""
+    """The product of integers (T, I) as `quantised` gives them with these: exact sums times the scales, (T, O)."""
     packed = torch.ops.onednn.qlinear_prepack(integers_O_I, None)
     zero_O = torch.zeros(len(scale_O), dtype=torch.int64)
 
