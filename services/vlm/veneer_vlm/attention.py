@@ -102,3 +102,30 @@ def attend(
         query, key, value, attn_mask=mask_T_C, is_causal=causal, enable_gqa=groups != heads
     )
     return gathered.transpose(1, 2).flatten(0, 1)
+
+
+def attend_to_places(query_1_H_K: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+    """Attention of one token to all keys of several places, (1, H, K), none of which is copied.
+
+    Each place is attended alone, and weighs in the whole what its scores sum to. On a CPU only; without gradients.
+
+    Args:
+        query_1_H_K: rotated query.
+        keys: rotated keys (C, G, K) of each place, C its own.
+        values: theirs.
+    """
+    if len(keys) == 1:
+        return attend(query_1_H_K, keys[0], values[0])
+    groups = keys[0].shape[1]
+    rows_1_G_R_K = query_1_H_K.reshape(1, groups, -1, query_1_H_K.shape[-1])
+    gathered, sums = [], []
+    for key_C_G_K, value_C_G_K in zip(keys, values, strict=True):
+        # The one kernel of scaled_dot_product_attention that tells the logarithm of a row's sum.
+        place, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            rows_1_G_R_K, key_C_G_K.transpose(0, 1)[None], value_C_G_K.transpose(0, 1)[None]
+        )
+        gathered.append(place)
+        sums.append(log_sum)
+    weight_n_1_G_R = torch.stack(sums).softmax(0)
+    whole_1_G_R_K = (torch.stack(gathered) * weight_n_1_G_R[..., None]).sum(0)
+    return whole_1_G_R_K.to(query_1_H_K.dtype).view(query_1_H_K.shape)

@@ -3,9 +3,10 @@
 Owns the tensors and the arithmetic of a pass that appends and attends. Which sequence holds which blocks, and how many
 tokens it has there, is the business of an engine's scheduler.
 
-Sequences of about the same lengths are padded to one another and attended in one call, so that a step over many of them
-costs a handful of operations a layer. What is padded is zeros that nobody else wrote: a sequence whose numbers went
-astray (an adapter can do that) never reaches another one's answer.
+Short sequences of about the same lengths are padded to one another and attended in one call, so that a step over many
+of them costs a handful of operations a layer. What is padded is zeros that nobody else wrote: a sequence whose numbers
+went astray (an adapter can do that) never reaches another one's answer. Where reading is what takes the time, on a CPU
+and with much to read, a sequence is attended alone, and its keys and values are read where they lie.
 """
 
 import dataclasses
@@ -17,11 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from veneer_vlm.attention import attend
+from veneer_vlm.attention import attend, attend_to_places
 from veneer_vlm.config import TextConfig
 
 PADDING_BLOCK = 0  # always zeros; no sequence may hold it
 _ALONE_FROM = 64  # new tokens: from here padding costs more than a call of its own
+_IN_PLACE_FROM = 1 << 20  # bytes of a sequence's keys in a layer: from here gathering them costs a CPU more than a call
+_PLACES = 4  # more of them are gathered first
 
 
 class BlockCache:
@@ -76,7 +79,47 @@ class _Group:
     query_nQ: Tensor  # which of the pass's tokens, row by row
     blocks_nb: Tensor
     shape: tuple[int, int]  # n, Q
-    mask: Tensor | None  # (n, 1, Q x H/G, C) to add to the scores, or (Q, C) of a chunk alone; None where causal or all
+    mask_n_1_QR_C: Tensor  # to add to the scores; R query heads share a key
+
+    def attend(self, query_T_H_K: Tensor, key_B_C_G_K: Tensor, value_B_C_G_K: Tensor) -> Tensor:
+        """(n Q, H, K)."""
+        (n, queries), shape = self.shape, key_B_C_G_K.shape[2:]
+        query_n_Q_H_K = query_T_H_K.index_select(0, self.query_nQ).view(n, queries, *query_T_H_K.shape[1:])
+        key_n_C_G_K = key_B_C_G_K.index_select(0, self.blocks_nb).view(n, -1, *shape)
+        value_n_C_G_K = value_B_C_G_K.index_select(0, self.blocks_nb).view(n, -1, *shape)
+        return _attend_few(query_n_Q_H_K, key_n_C_G_K, value_n_C_G_K, self.mask_n_1_QR_C)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Alone:
+    """A chunk attended in a call of its own."""
+
+    queries: slice  # of the pass's tokens
+    places: tuple[slice, ...]  # of the cache's tokens, in the sequence's order
+    mask: Tensor | None  # (1, 1, QR, C) to add to the scores of few, (Q, C) of many; None where causal or all
+
+    def attend(self, query_T_H_K: Tensor, key_B_C_G_K: Tensor, value_B_C_G_K: Tensor) -> Tensor:
+        """(Q, H, K)."""
+        query = query_T_H_K[self.queries]
+        key_BC_G_K, value_BC_G_K = key_B_C_G_K.flatten(0, 1), value_B_C_G_K.flatten(0, 1)
+        keys, values = ([memory[place] for place in self.places] for memory in (key_BC_G_K, value_BC_G_K))
+        if len(query) == 1 and len(keys) <= _PLACES:
+            return attend_to_places(query, keys, values)
+        key, value = (each[0] if len(each) == 1 else torch.cat(each) for each in (keys, values))
+        if self.mask is not None and self.mask.ndim > 2:
+            return _attend_few(query[None], key[None], value[None], self.mask)
+        return attend(query, key, value, causal=self.mask is None, mask_T_C=self.mask)
+
+
+def _attend_few(query_n_Q_H_K: Tensor, key_n_C_G_K: Tensor, value_n_C_G_K: Tensor, mask_n_1_QR_C: Tensor) -> Tensor:
+    """Attention of few queries of each of n sequences, (n Q, H, K)."""
+    (n, queries, heads, width), groups = query_n_Q_H_K.shape, key_n_C_G_K.shape[2]
+    # Heads that share keys stand as rows, so that the keys are read once a group.
+    rows_n_G_QR_K = query_n_Q_H_K.reshape(n, queries, groups, -1, width).transpose(1, 2).flatten(2, 3)
+    gathered = F.scaled_dot_product_attention(
+        rows_n_G_QR_K, key_n_C_G_K.transpose(1, 2), value_n_C_G_K.transpose(1, 2), attn_mask=mask_n_1_QR_C
+    )
+    return gathered.view(n, groups, queries, -1, width).transpose(1, 2).reshape(n * queries, heads, width)
 
 
 class PagedAttention:
@@ -101,8 +144,7 @@ class PagedAttention:
                     f"{chunk.past} and {chunk.tokens} tokens do not fit blocks {list(chunk.blocks)} of {size}"
                 )
         self._cache = cache
-        self._groups_of_heads = cache.key_L_B_C_G_K.shape[3]
-        self._heads = heads
+        self._heads_of_key = heads // cache.key_L_B_C_G_K.shape[3]
         device = cache.key_L_B_C_G_K.device
         places: list[int] = []
         begun: list[int] = []
@@ -116,80 +158,91 @@ class PagedAttention:
             begun_index = torch.tensor(begun, device=device)
             cache.key_L_B_C_G_K.index_fill_(1, begun_index, 0)
             cache.value_L_B_C_G_K.index_fill_(1, begun_index, 0)
-        self._groups, order = self._grouped(chunks)
-        rows = sum(len(group.query_nQ) for group in self._groups)
-        in_order = rows == len(order) and order == list(range(rows))
-        self._order_T = None if in_order else torch.tensor(order, device=device)
+        self._calls, self._order_T = self._planned(chunks)
 
     def __call__(self, layer: int, query_T_H_K: Tensor, key_T_G_K: Tensor, value_T_G_K: Tensor) -> Tensor:
         """See `veneer_vlm.attention.Attention`."""
         key_B_C_G_K, value_B_C_G_K = self._cache.key_L_B_C_G_K[layer], self._cache.value_L_B_C_G_K[layer]
         key_B_C_G_K.flatten(0, 1).index_copy_(0, self._place_T, key_T_G_K)
         value_B_C_G_K.flatten(0, 1).index_copy_(0, self._place_T, value_T_G_K)
-        gathered = [self._attend(group, query_T_H_K, key_B_C_G_K, value_B_C_G_K) for group in self._groups]
+        gathered = [call.attend(query_T_H_K, key_B_C_G_K, value_B_C_G_K) for call in self._calls]
         joined = gathered[0] if len(gathered) == 1 else torch.cat(gathered)
         return joined if self._order_T is None else joined.index_select(0, self._order_T)
 
-    def _attend(self, group: _Group, query_T_H_K: Tensor, key_B_C_G_K: Tensor, value_B_C_G_K: Tensor) -> Tensor:
-        """(n Q, H, K)."""
-        (n, queries), heads, groups = group.shape, self._heads, self._groups_of_heads
-        query = query_T_H_K.index_select(0, group.query_nQ)
-        key = key_B_C_G_K.index_select(0, group.blocks_nb).view(n, -1, *key_B_C_G_K.shape[2:])
-        value = value_B_C_G_K.index_select(0, group.blocks_nb).view(n, -1, *key_B_C_G_K.shape[2:])
-        if group.mask is None or group.mask.ndim == 2:
-            if group.mask is None:  # from its first token on: the last block's tail is not its own
-                key, value = key[:, :queries], value[:, :queries]
-            return attend(query, key[0], value[0], causal=group.mask is None, mask_T_C=group.mask)
-        # Heads that share keys stand as rows, so that the keys are read once a group.
-        query = query.view(n, queries, groups, heads // groups, -1).transpose(1, 2).flatten(2, 3)
-        gathered = F.scaled_dot_product_attention(
-            query, key.transpose(1, 2), value.transpose(1, 2), attn_mask=group.mask
-        )
-        return gathered.view(n, groups, queries, heads // groups, -1).transpose(1, 2).reshape(n * queries, heads, -1)
-
-    def _grouped(self, chunks: Sequence[Chunk]) -> tuple[list[_Group], list[int]]:
-        """The groups, and where each of the pass's tokens stands in their joined results."""
-        size = self._cache.block_tokens
+    def _planned(self, chunks: Sequence[Chunk]) -> tuple[list[_Group | _Alone], Tensor | None]:
+        """The calls of a layer, and where each token of the pass stands in their joined results; None for in order."""
         starts = list(itertools.accumulate((chunk.tokens for chunk in chunks), initial=0))
-        members: dict[tuple[int, int, int], list[int]] = defaultdict(list)
-        held = [-(-(chunk.past + chunk.tokens) // size) for chunk in chunks]
-        for number, chunk in enumerate(chunks):
-            if chunk.tokens < _ALONE_FROM:  # within a factor of two of one another
-                members[chunk.tokens.bit_length(), held[number].bit_length(), -1].append(number)
-            else:
-                members[0, 0, number].append(number)
+        members: dict[tuple[int, int], list[int]] = defaultdict(list)
         order = [0] * starts[-1]
-        groups = []
+        calls: list[_Group | _Alone] = []
         done = 0
-        for (*_, alone), numbers in members.items():
-            queries = max(chunks[number].tokens for number in numbers)
-            blocks = max(held[number] for number in numbers)
-            rows: list[int] = []
-            table: list[int] = []
-            for number in numbers:
-                chunk, start = chunks[number], starts[number]
+        for number, (chunk, start) in enumerate(zip(chunks, starts, strict=False)):
+            if self._stands_alone(chunk):
+                calls.append(self._alone(chunk, start))
                 order[start : start + chunk.tokens] = range(done, done + chunk.tokens)
-                done += queries
-                rows += [*range(start, start + chunk.tokens), *[start] * (queries - chunk.tokens)]
-                table += [*chunk.blocks[: held[number]], *[PADDING_BLOCK] * (blocks - held[number])]
-            pasts = [chunks[number].past for number in numbers]
-            groups.append(self._group(rows, table, pasts, queries, blocks, alone=alone >= 0))
-        return groups, order
+                done += chunk.tokens
+            else:  # within a factor of two of one another
+                members[chunk.tokens.bit_length(), self._blocks_held(chunk).bit_length()].append(number)
+        for numbers in members.values():
+            group = self._group([chunks[number] for number in numbers], [starts[number] for number in numbers])
+            calls.append(group)
+            for number in numbers:
+                start, tokens = starts[number], chunks[number].tokens
+                order[start : start + tokens] = range(done, done + tokens)
+                done += group.shape[1]
+        in_order = order == list(range(done))
+        return calls, None if in_order else torch.tensor(order, device=self._cache.key_L_B_C_G_K.device)
 
-    def _group(
-        self, rows: list[int], table: list[int], pasts: list[int], queries: int, blocks: int, *, alone: bool
-    ) -> _Group:
-        cache = self._cache
-        device, dtype = cache.key_L_B_C_G_K.device, cache.key_L_B_C_G_K.dtype
-        mask = None
-        if not alone or pasts[0]:
-            last_n_Q = torch.tensor(pasts, device=device)[:, None] + torch.arange(queries, device=device)
-            seen_n_Q_C = torch.arange(blocks * cache.block_tokens, device=device) <= last_n_Q[..., None]
-            if alone:
-                mask = seen_n_Q_C[0]
+    def _stands_alone(self, chunk: Chunk) -> bool:
+        keys_L_B_C_G_K = self._cache.key_L_B_C_G_K
+        read = (chunk.past + chunk.tokens) * keys_L_B_C_G_K[0, 0, 0].nbytes
+        return chunk.tokens >= _ALONE_FROM or (keys_L_B_C_G_K.device.type == "cpu" and read >= _IN_PLACE_FROM)
+
+    def _blocks_held(self, chunk: Chunk) -> int:
+        return -(-(chunk.past + chunk.tokens) // self._cache.block_tokens)
+
+    def _alone(self, chunk: Chunk, start: int) -> _Alone:
+        size, end = self._cache.block_tokens, chunk.past + chunk.tokens
+        held = chunk.blocks[: self._blocks_held(chunk)]
+        places: list[slice] = []
+        for number, block in enumerate(held):
+            first, tokens = block * size, min(size, end - number * size)
+            if places and places[-1].stop == first:
+                places[-1] = slice(places[-1].start, first + tokens)
             else:
-                mask = torch.zeros(seen_n_Q_C.shape, dtype=dtype, device=device).masked_fill_(~seen_n_Q_C, -torch.inf)
-                mask = mask.repeat_interleave(self._heads // self._groups_of_heads, 1)[:, None]
+                places.append(slice(first, first + tokens))
+        mask = None
+        if 1 < chunk.tokens < _ALONE_FROM:
+            mask = self._mask([chunk.past], chunk.tokens, end)
+        elif chunk.tokens > 1 and chunk.past:
+            mask = self._seen([chunk.past], chunk.tokens, end)[0]
+        return _Alone(slice(start, start + chunk.tokens), tuple(places), mask)
+
+    def _group(self, chunks: Sequence[Chunk], starts: Sequence[int]) -> _Group:
+        device = self._cache.key_L_B_C_G_K.device
+        queries = max(chunk.tokens for chunk in chunks)
+        blocks = max(map(self._blocks_held, chunks))
+        rows: list[int] = []
+        table: list[int] = []
+        for chunk, start in zip(chunks, starts, strict=True):
+            held = self._blocks_held(chunk)
+            rows += [*range(start, start + chunk.tokens), *[start] * (queries - chunk.tokens)]
+            table += [*chunk.blocks[:held], *[PADDING_BLOCK] * (blocks - held)]
         return _Group(
-            torch.tensor(rows, device=device), torch.tensor(table, device=device), (len(pasts), queries), mask
+            torch.tensor(rows, device=device),
+            torch.tensor(table, device=device),
+            (len(chunks), queries),
+            self._mask([chunk.past for chunk in chunks], queries, blocks * self._cache.block_tokens),
         )
+
+    def _seen(self, pasts: Sequence[int], queries: int, tokens: int) -> Tensor:
+        """Which of so many tokens each query of each sequence sees, (n, Q, C)."""
+        device = self._cache.key_L_B_C_G_K.device
+        last_n_Q = torch.tensor(pasts, device=device)[:, None] + torch.arange(queries, device=device)
+        return torch.arange(tokens, device=device) <= last_n_Q[..., None]
+
+    def _mask(self, pasts: Sequence[int], queries: int, tokens: int) -> Tensor:
+        """To add to the scores of rows, (n, 1, Q R, C)."""
+        seen_n_Q_C = self._seen(pasts, queries, tokens)
+        mask_n_Q_C = seen_n_Q_C.new_zeros(seen_n_Q_C.shape, dtype=self._cache.key_L_B_C_G_K.dtype)
+        return mask_n_Q_C.masked_fill_(~seen_n_Q_C, -torch.inf).repeat_interleave(self._heads_of_key, 1)[:, None]

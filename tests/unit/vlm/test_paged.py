@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from veneer_vlm import paged
 from veneer_vlm.attention import PackedAttention
 from veneer_vlm.config import TextConfig
 from veneer_vlm.paged import PADDING_BLOCK, BlockCache, Chunk, PagedAttention
@@ -23,16 +24,22 @@ def heads(seed: int, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     return query, key, value
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("scattered", [1, 2, 3, 16])  # the sequences' blocks change places so many at a time
 @pytest.mark.parametrize(
     "passes",
     [
         [[3, 9, 1, 5], [1, 1, 1, 1], [1, 1, 1, 1]],  # prompts, then answers
         [[4, 0, 8, 0], [1, 7, 1, 70], [5, 1, 3, 1], [1, 1, 66, 1]],  # prompts in pieces beside answers
         [[70, 0, 0, 0], [1, 65, 64, 63]],
+        [[7, 6, 5, 4], [7, 6, 5, 4]],  # padded to one another
     ],
 )
-def test_any_mixture_attends_as_whole_sequences_do(passes: list[list[int]]) -> None:
+def test_any_mixture_attends_as_whole_sequences_do(
+    passes: list[list[int]], scattered: int, in_place: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Over two layers, with blocks that earlier sequences have used and left astray."""
+    monkeypatch.setattr(paged, "_IN_PLACE_FROM", 0 if in_place else 1 << 40)
     memory = cache()
     memory.key_L_B_C_G_K[:, 1:] = torch.nan
     memory.value_L_B_C_G_K[:, 1:] = torch.nan
@@ -40,7 +47,10 @@ def test_any_mixture_attends_as_whole_sequences_do(passes: list[list[int]]) -> N
     whole = [heads(number, total) for number, total in enumerate(totals)]
     right = [PackedAttention([total])(0, *three) for total, three in zip(totals, whole, strict=True)]
     free = iter(range(1, 129))
-    blocks = [[next(free) for _ in range(-(-total // SIZE))] for total in totals]
+    blocks: list[list[int]] = [[] for _ in totals]
+    while any(len(own) * SIZE < total for own, total in zip(blocks, totals, strict=True)):
+        for own, total in zip(blocks, totals, strict=True):
+            own += [next(free) for _ in range(min(scattered, -(-total // SIZE) - len(own)))]
     pasts = [0] * 4
     for lengths in passes:
         here = [number for number, tokens in enumerate(lengths) if tokens]

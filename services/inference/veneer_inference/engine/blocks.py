@@ -52,7 +52,7 @@ class BlockPool:
         for block in shared:
             self._unused.pop(block, None)
             self._references[block] = self._references.get(block, 0) + 1
-        blocks = shared + [self._fresh() for _ in range(fresh)]
+        blocks = shared + sorted(self._fresh() for _ in range(fresh))  # neighbours in order are read in one go
         return blocks, len(shared)
 
     def publish(self, block: int, key: bytes) -> None:
