@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from veneer_inference.engine import messages
-from veneer_inference.engine.core import EngineCore, Loaded, TurnedAway
+from veneer_inference.engine.core import _TOWER_SLICE, EngineCore, Loaded, TurnedAway
 from veneer_inference.engine.drafts import Continuations
+from veneer_inference.engine.pace import StepPace
 from veneer_inference.engine.request import Request
 from veneer_inference.engine.scheduler import Limits, Sequence
 from veneer_inference.engine.sight import FeatureCache, Picture, Sight, feature_key, touches_tower
@@ -129,7 +130,8 @@ def test_pictures_of_an_ended_request_are_not_seen(model: VisionLanguageModel) -
 def test_a_request_that_is_cancelled_takes_its_pictures_along(
     model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("veneer_inference.engine.core._TOWER_MULTIPLICATIONS", OF_PATCH)  # one picture at a time
+    monkeypatch.setitem(_TOWER_SLICE, "cpu", OF_PATCH)  # one picture at a time
+    monkeypatch.setattr(StepPace, "room_s", 0.0)
     core = make_core(model)
     for key in (1, 2):
         ask(core, key, prompt(5, GRIDS[:1]))
@@ -297,7 +299,7 @@ def test_prompts_give_way_while_answers_are_under_way(
     core = make_core(model)
     ask(core, 1, prompt())
     core.step()
-    monkeypatch.setattr(core._prompt_pace, "tokens", lambda most: min(most, 16))
+    monkeypatch.setattr(core._step_pace, "tokens", lambda most, _seen_s: min(most, 16))
     core.handle(messages.Generate(2, "t", "", messages.Prompt.of(prompt(60)), Sampling(3)))
     before = core.step().stats.counters["computed_tokens"]
     assert core.step().stats.counters["computed_tokens"] - before == 1 + 16
@@ -326,11 +328,36 @@ def test_pixels_are_let_go_once_the_tower_has_them(model: VisionLanguageModel) -
     assert run(core) == {1: "length"}
 
 
+def test_a_large_picture_and_a_prompt_take_turns_beside_an_answer(
+    model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(_TOWER_SLICE, "cpu", 50 * OF_PATCH)
+    monkeypatch.setattr(StepPace, "room_s", 0.0)
+    core = EngineCore(model, Limits(256, 64), 2, 1 << 20, 1 << 20, lambda *_: None, speculation=False)
+    core.handle(messages.Generate(1, "t", "", messages.Prompt.of(prompt()), Sampling(240)))
+    core.step()
+    core._step_pace.computed(1.0, 0, 8)
+    ask(core, 2, prompt(5, ((1, 20, 20),)))
+    ask(core, 3, prompt(60))
+    slices: list[int] = []
+    advance = core._sight.advance
+    monkeypatch.setattr(core._sight, "advance", lambda: slices.append(1) or advance())
+    turns = []
+    for _ in range(12):
+        slices.clear()
+        before = core._counters["computed_tokens"]
+        core.step()
+        turns.append((len(slices), core._counters["computed_tokens"] - before))
+    assert turns[:2] == [(1, 1), (0, 1 + 8)]  # one token of the answer in each
+    assert turns[:12] == turns[:2] * 6
+
+
 def test_a_large_picture_leaves_no_step_without_a_token(
     model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each step takes a slice of the tower and a token of the answer under way, however many slices there are."""
-    monkeypatch.setattr("veneer_inference.engine.core._TOWER_MULTIPLICATIONS", 50 * OF_PATCH)
+    monkeypatch.setitem(_TOWER_SLICE, "cpu", 50 * OF_PATCH)
+    monkeypatch.setattr(StepPace, "room_s", 0.0)
     core = EngineCore(model, Limits(256, 32), 2, 1 << 20, 1 << 20, lambda *_: None, speculation=False)
     core.handle(messages.Generate(1, "t", "", messages.Prompt.of(prompt()), Sampling(240)))
     core.step()

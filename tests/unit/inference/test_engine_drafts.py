@@ -1,7 +1,9 @@
 """Guesses: what followed before, within bounds, and never another tenant's."""
 
+import pytest
+
 from veneer_inference.engine.drafts import NGRAM, Answers, Continuations
-from veneer_inference.engine.pace import PromptPace
+from veneer_inference.engine.pace import StepPace
 
 
 def test_what_followed_last_is_guessed() -> None:
@@ -44,14 +46,26 @@ def test_answers_are_remembered_by_tenant_and_adapter_within_bounds() -> None:
 
 
 def test_a_step_takes_as_many_tokens_of_prompts_as_others_can_wait_for() -> None:
-    pace = PromptPace()
+    pace = StepPace()
     assert pace.tokens(512) == 512  # nothing is known
-    pace.computed(0.1, 3)  # says nothing of prompts
+    pace.computed(0.1, 0, 3)  # says nothing of prompts
     assert pace.tokens(512) == 512
-    pace.computed(2.0, 500)
-    assert pace.tokens(512) == 96  # 0.4 s at 4 ms each, whole sixteens
-    pace.computed(50.0, 500)
-    assert pace.tokens(512) == 16
+    pace.computed(2.0, 0, 500)
+    assert pace.tokens(512) == 224  # 0.9 s at 4 ms each, whole eights
+    assert pace.tokens(512, seen_s=0.7) == 48
+    assert pace.tokens(512, seen_s=1.0) == 0
     for _ in range(50):
-        pace.computed(0.01, 500)
+        pace.computed(0.5, 8, 0)
+    assert pace.room_s == pytest.approx(0.4)
+    for _ in range(50):
+        pace.computed(0.9, 8, 100)  # 0.5 of it are the answers'
+        assert pace.tokens(512) == 96
+    for _ in range(50):
+        pace.computed(1.2, 8, 0)
+    assert pace.room_s == pytest.approx(0.4)  # answers alone take more than a step may
+    pace.computed(100.0, 0, 100)
+    assert pace.tokens(512) == 8
+    for _ in range(50):
+        pace.computed(0.01, 0, 500)
     assert pace.tokens(512) == 512
+

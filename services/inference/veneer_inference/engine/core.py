@@ -15,7 +15,7 @@ from veneer_inference.engine import messages
 from veneer_inference.engine.adapter_memory import AdapterMemory
 from veneer_inference.engine.drafts import NGRAM, Answers
 from veneer_inference.engine.grammar import Grammars
-from veneer_inference.engine.pace import Pace, PromptPace
+from veneer_inference.engine.pace import Pace, StepPace
 from veneer_inference.engine.request import INVALID, Request, check_prompt, check_sampling
 from veneer_inference.engine.runner import Runner
 from veneer_inference.engine.sampling import Choice, Sampler, Wish, scores_of
@@ -30,7 +30,7 @@ from veneer_vlm.model import VisionLanguageModel
 _LOG = logging.getLogger(__name__)
 _SCORED_AT_ONCE = 64  # positions: 39 MB of float32 logits at a vocabulary of 151,936
 _FREE_ROWS = 16  # of a pass: so many cost about what one does, for the weights are read once
-_TOWER_MULTIPLICATIONS = 20_000_000_000  # of a step: some tenths of a second on two cores
+_TOWER_SLICE = {"cpu": 4_000_000_000, "cuda": 1_000_000_000_000}  # multiplications; a step takes one, or several
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class EngineCore:
         self._model = model
         self._runner = runner(model, limits.blocks, limits.block_tokens)
         self._sampler = Sampler(model)
-        self._sight = Sight(model, _TOWER_MULTIPLICATIONS, feature_bytes)
+        self._sight = Sight(model, _TOWER_SLICE[model.device.type], feature_bytes)
         self._load = load
         self._prefix_cache = prefix_cache
         self._speculation = speculation
@@ -106,7 +106,8 @@ class EngineCore:
         self._scheduler = Scheduler(limits, self._slots)
         self._requests: dict[int, Request] = {}
         self._pace = Pace()
-        self._prompt_pace = PromptPace()
+        self._step_pace = StepPace()
+        self._saw = False  # in the last step
         self._said = Answers()
         self._counters: dict[str, int] = defaultdict(int)
         self._steps = 0
@@ -149,20 +150,20 @@ class EngineCore:
         """Computes a step, and reports what it and the commands before it brought."""
         for sequence in self._scheduler.admit():
             self._begin(self._requests[sequence.key])
-        if self._sight.busy:
-            self._see()
         answering = self._scheduler.answering()
+        # Pictures and prompts take turns where answers wait for either.
+        self._saw = self._sight.busy and not (answering and self._saw and self._scheduler.prompting)
+        seen_s = self._see(self._step_pace.room_s) if self._saw else 0.0
         self._guess(answering)
-        pieces = self._scheduler.plan(
-            self._prompt_pace.tokens(self._scheduler.limits.step_tokens) if answering else None
-        )
+        most = self._scheduler.limits.step_tokens
+        pieces = self._scheduler.plan(self._step_pace.tokens(most, seen_s) if answering else None)
         if pieces:
             pieces.sort(key=lambda piece: piece.sequence.adapter)
             prompt_tokens = sum(piece.tokens for piece in pieces if piece.start < piece.sequence.prompt_tokens)
             started_s = time.monotonic()
             try:
                 self._compute(pieces)
-                self._prompt_pace.computed(time.monotonic() - started_s, prompt_tokens)
+                self._step_pace.computed(time.monotonic() - started_s, len(answering), prompt_tokens)
             except Exception as error:  # whatever it is, requests outside this pass go on
                 _LOG.exception("a pass over %d sequences failed", len(pieces))
                 self._give_up([piece.sequence.key for piece in pieces], error)
@@ -230,14 +231,20 @@ class EngineCore:
                 request.saw(index, features)
         request.let_go_of_pixels()
 
-    def _see(self) -> None:
-        try:
-            for picture, features in self._sight.advance():
-                if request := self._requests.get(picture.request):
-                    request.saw(picture.index, features)
-        except Exception as error:  # whatever it is, requests without these pictures go on
-            _LOG.exception("a pass through the tower failed")
-            self._give_up(self._sight.give_up(), error)
+    def _see(self, room_s: float) -> float:
+        """Runs slices of the tower for about so long, one at least; how long it took."""
+        started_s = time.monotonic()
+        took_s, slices = 0.0, 0
+        while self._sight.busy and took_s * (slices + 1) <= room_s * slices:  # another one would still fit
+            try:
+                for picture, features in self._sight.advance():
+                    if request := self._requests.get(picture.request):
+                        request.saw(picture.index, features)
+            except Exception as error:  # whatever it is, requests without these pictures go on
+                _LOG.exception("a pass through the tower failed")
+                self._give_up(self._sight.give_up(), error)
+            took_s, slices = time.monotonic() - started_s, slices + 1
+        return took_s
 
     def _compute(self, pieces: list[Piece]) -> None:
         """One pass, and what follows from it for each of its sequences."""

@@ -1,12 +1,13 @@
-"""How fast the engine is: when requests end, to tell a refused one when to come back; how long prompts take."""
+"""How fast the engine is: when requests end, to tell a refused one when to come back; what a step takes."""
 
 from __future__ import annotations
 
 _SHARE = 0.1  # of the newest in the mean
 _LEAST_S, _MOST_S = 0.1, 60.0
-_PROMPT_SHARE = 0.3
-_STEP_S = 0.4  # with an answer's token and a slice of a picture beside it, a step stays under a second
-_GRAIN = 16  # tokens
+_STEP_SHARE = 0.3
+_STEP_S = 0.9  # a step with prompts or pictures in it: answers bring something each second
+_LEAST_ROOM = 1 / 3  # for them, of what the answers take: they get on beside answers that take all of that
+_GRAIN = 8  # tokens
 
 
 class Pace:
@@ -27,20 +28,39 @@ class Pace:
         return min(max(requests * self._mean_s, _LEAST_S), _MOST_S)
 
 
-class PromptPace:
-    """A moving mean of the time that a token of a prompt takes, so that no step holds up other answers for long."""
+class StepPace:
+    """Moving means of what answers take of a step, and a token of a prompt: no step holds up answers for long."""
 
     def __init__(self) -> None:
-        self._mean_s: float | None = None
+        self._answers_s: float | None = None
+        self._token_s: float | None = None
 
-    def computed(self, took_s: float, tokens: int) -> None:
-        """A step took so long, with so many tokens of prompts in it."""
-        if tokens >= _GRAIN:
-            here_s = took_s / tokens
-            self._mean_s = here_s if self._mean_s is None else self._mean_s + _PROMPT_SHARE * (here_s - self._mean_s)
+    @property
+    def room_s(self) -> float:
+        """For prompts and pictures in a step that answers wait for."""
+        answers_s = self._answers_s or 0.0
+        return max(_STEP_S - answers_s, answers_s * _LEAST_ROOM)
 
-    def tokens(self, most: int) -> int:
-        """Tokens of prompts for a step that others wait for; `most` before anything is known."""
-        if self._mean_s is None:
+    def computed(self, took_s: float, answers: int, prompt_tokens: int) -> None:
+        """A pass took so long, with a token of so many answers and so many tokens of prompts."""
+        if answers and not prompt_tokens:
+            self._answers_s = _moved(self._answers_s, took_s)
+        if prompt_tokens >= _GRAIN:
+            rest_s = took_s - (self._answers_s or 0.0) * bool(answers)
+            self._token_s = _moved(self._token_s, max(rest_s, took_s / 10) / prompt_tokens)
+
+    def tokens(self, most: int, seen_s: float = 0.0) -> int:
+        """Tokens of prompts for a step that answers wait for; `most` before anything is known.
+
+        Args:
+            most: of a step.
+            seen_s: what pictures have taken of it; some tokens are computed in a step without them, however long.
+        """
+        if self._token_s is None:
             return most
-        return min(most, max(_GRAIN, int(_STEP_S / self._mean_s) // _GRAIN * _GRAIN))
+        tokens = int((self.room_s - seen_s) / self._token_s) // _GRAIN * _GRAIN
+        return min(most, max(tokens, 0 if seen_s else _GRAIN))
+
+
+def _moved(mean: float | None, here: float) -> float:
+    return here if mean is None else mean + _STEP_SHARE * (here - mean)

@@ -196,6 +196,11 @@ class Scheduler:
         """The sequences whose answers are under way."""
         return [sequence for sequence in self.running.values() if sequence.computed >= sequence.prompt_tokens]
 
+    @property
+    def prompting(self) -> bool:
+        """A prompt could be computed now."""
+        return next(self._prompts(), None) is not None
+
     def plan(self, prompt_tokens: int | None = None) -> list[Piece]:
         """The pieces of the next step; empty when there is nothing to compute.
 
