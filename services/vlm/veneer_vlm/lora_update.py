@@ -54,8 +54,22 @@ def updated(updates: Sequence[Update], factors: Sequence[Tensor], input_T_I: Ten
         input_T_I: what the linears read.
         output_T_O: what they made of it.
     """
+    if not torch.is_grad_enabled():  # serving: a token's pass is short, and most of what a function costs is around it
+        _add(updates, factors, input_T_I, output_T_O)
+        return output_T_O
     added: Tensor = _Updated.apply(updates, input_T_I, output_T_O, *factors)  # type: ignore[no-untyped-call]
     return added
+
+
+def _add(updates: Sequence[Update], factors: Sequence[Tensor], input_T_I: Tensor, output_T_O: Tensor) -> list[Tensor]:
+    """Adds the adapters' parts to the outputs; each update's products of rank R."""
+    inner = []
+    for update, a_R_I, b_O_R in _grouped(updates, factors):
+        inner_N_R = update.scale * F.linear(update.inputs(input_T_I, a_R_I[0].dtype), _stacked(a_R_I))
+        inner.append(inner_N_R)
+        for columns, part_N_R, b in zip(update.columns, _split(inner_N_R, a_R_I), b_O_R, strict=True):
+            add_product(output_T_O[update.tokens, columns], part_N_R, b)
+    return inner
 
 
 def add_product(output_T_O: Tensor, inner_T_R: Tensor, b_O_R: Tensor) -> None:
@@ -83,12 +97,7 @@ class _Updated(torch.autograd.Function):
     def forward(
         ctx: _Context, updates: Sequence[Update], input_T_I: Tensor, output_T_O: Tensor, *factors: Tensor
     ) -> Tensor:
-        inner = []
-        for update, a_R_I, b_O_R in _grouped(updates, factors):
-            inner_N_R = update.scale * F.linear(update.inputs(input_T_I, a_R_I[0].dtype), _stacked(a_R_I))
-            inner.append(inner_N_R)
-            for columns, part_N_R, b in zip(update.columns, _split(inner_N_R, a_R_I), b_O_R, strict=True):
-                add_product(output_T_O[update.tokens, columns], part_N_R, b)
+        inner = _add(updates, factors, input_T_I, output_T_O)
         ctx.mark_dirty(output_T_O)
         ctx.updates = updates
         ctx.save_for_backward(input_T_I, *inner, *factors)
