@@ -25,7 +25,7 @@ _GREATEST = 127  # of a weight
 _GREATEST_PAIR = 136  # of two neighbours of one sign, where more SATURATES
 _ZERO_POINT = 120 if SATURATES else 127  # activations are as great as this; products take them unsigned
 _AT_ONCE = 2048  # outputs that are in floats while they are quantised
-_LEAST_SCALE = 1e-10  # a token of zeros has no scale of its own
+_LEAST_SCALE = 1e-10  # a token of equal numbers has no scale of its own
 
 
 def quantise(model: VisionLanguageModel) -> None:

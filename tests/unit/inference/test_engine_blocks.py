@@ -42,6 +42,17 @@ def test_what_was_let_go_of_longest_ago_goes_first_and_a_beginning_after_its_end
     assert kept[1] == 1
 
 
+def test_blocks_that_were_kept_come_back_as_neighbours() -> None:
+    """A sequence's keys are read where they lie: the fewer places, the better."""
+    pool = BlockPool(4)
+    taken = pool.take(4)
+    assert taken is not None
+    for block in taken[0]:
+        pool.publish(block, b"%d" % block)
+    pool.give_back(taken[0])
+    assert pool.take(3) == ([2, 3, 4], 0)
+
+
 def test_room_is_counted_without_what_would_be_shared() -> None:
     pool = BlockPool(2)
     taken = pool.take(1)

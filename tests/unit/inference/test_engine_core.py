@@ -328,42 +328,39 @@ def test_pixels_are_let_go_once_the_tower_has_them(model: VisionLanguageModel) -
     assert run(core) == {1: "length"}
 
 
-def test_a_large_picture_and_a_prompt_take_turns_beside_an_answer(
-    model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def slicing(model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch) -> EngineCore:
+    """A long answer under way, and a picture of many slices for request 2, of which a step has room for one."""
     monkeypatch.setitem(_TOWER_SLICE, "cpu", 50 * OF_PATCH)
     monkeypatch.setattr(StepPace, "room_s", 0.0)
     core = EngineCore(model, Limits(256, 64), 2, 1 << 20, 1 << 20, lambda *_: None, speculation=False)
     core.handle(messages.Generate(1, "t", "", messages.Prompt.of(prompt()), Sampling(240)))
     core.step()
-    core._step_pace.computed(1.0, 0, 8)
     ask(core, 2, prompt(5, ((1, 20, 20),)))
-    ask(core, 3, prompt(60))
+    return core
+
+
+def test_a_large_picture_and_a_prompt_take_turns_beside_an_answer(
+    slicing: EngineCore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slicing._step_pace.computed(1.0, 0, 8)  # tokens of prompts have a pace
+    ask(slicing, 3, prompt(60))
     slices: list[int] = []
-    advance = core._sight.advance
-    monkeypatch.setattr(core._sight, "advance", lambda: slices.append(1) or advance())
+    advance = slicing._sight.advance
+    monkeypatch.setattr(slicing._sight, "advance", lambda: slices.append(1) or advance())
     turns = []
     for _ in range(12):
         slices.clear()
-        before = core._counters["computed_tokens"]
-        core.step()
-        turns.append((len(slices), core._counters["computed_tokens"] - before))
-    assert turns[:2] == [(1, 1), (0, 1 + 8)]  # one token of the answer in each
-    assert turns[:12] == turns[:2] * 6
+        before = slicing._counters["computed_tokens"]
+        slicing.step()
+        turns.append((len(slices), slicing._counters["computed_tokens"] - before))
+    assert turns == [(1, 1), (0, 1 + 8)] * 6  # one token of the answer in each
 
 
-def test_a_large_picture_leaves_no_step_without_a_token(
-    model: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_picture_leaves_no_step_without_a_token(slicing: EngineCore) -> None:
     """Each step takes a slice of the tower and a token of the answer under way, however many slices there are."""
-    monkeypatch.setitem(_TOWER_SLICE, "cpu", 50 * OF_PATCH)
-    monkeypatch.setattr(StepPace, "room_s", 0.0)
-    core = EngineCore(model, Limits(256, 32), 2, 1 << 20, 1 << 20, lambda *_: None, speculation=False)
-    core.handle(messages.Generate(1, "t", "", messages.Prompt.of(prompt()), Sampling(240)))
-    core.step()
-    ask(core, 2, prompt(5, ((1, 20, 20),)))
     steps, answered = 0, []
-    while 2 not in (keys := [each.key for each in core.step().progress]):
+    while 2 not in (keys := [each.key for each in slicing.step().progress]):
         answered.append(keys)
         steps += 1
     assert steps > 20

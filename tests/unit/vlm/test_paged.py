@@ -32,7 +32,7 @@ def heads(seed: int, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
         [[3, 9, 1, 5], [1, 1, 1, 1], [1, 1, 1, 1]],  # prompts, then answers
         [[4, 0, 8, 0], [1, 7, 1, 70], [5, 1, 3, 1], [1, 1, 66, 1]],  # prompts in pieces beside answers
         [[70, 0, 0, 0], [1, 65, 64, 63]],
-        [[7, 6, 5, 4], [7, 6, 5, 4]],  # padded to one another
+        [[7, 6, 5, 4], [7, 6, 0, 0], [0, 0, 7, 6]],  # padded to one another
     ],
 )
 def test_any_mixture_attends_as_whole_sequences_do(

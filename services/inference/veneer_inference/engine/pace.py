@@ -5,7 +5,7 @@ from __future__ import annotations
 _SHARE = 0.1  # of the newest in the mean
 _LEAST_S, _MOST_S = 0.1, 60.0
 _STEP_SHARE = 0.3
-_STEP_S = 0.9  # a step with prompts or pictures in it: answers bring something each second
+_STEP_S = 0.6  # a step with prompts or pictures in it, so that answers bring something each second
 _LEAST_ROOM = 1 / 4  # for them, of what the answers take: they get on beside answers that take all of that
 _GRAIN = 8  # tokens
 
