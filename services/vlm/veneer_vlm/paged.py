@@ -145,6 +145,7 @@ class PagedAttention:
                 )
         self._cache = cache
         self._heads_of_key = heads // cache.key_L_B_C_G_K.shape[3]
+        self._token_bytes = cache.key_L_B_C_G_K[0, 0, 0].nbytes
         device = cache.key_L_B_C_G_K.device
         places: list[int] = []
         begun: list[int] = []
@@ -194,9 +195,9 @@ class PagedAttention:
         return calls, None if in_order else torch.tensor(order, device=self._cache.key_L_B_C_G_K.device)
 
     def _stands_alone(self, chunk: Chunk) -> bool:
-        keys_L_B_C_G_K = self._cache.key_L_B_C_G_K
-        read = (chunk.past + chunk.tokens) * keys_L_B_C_G_K[0, 0, 0].nbytes
-        return chunk.tokens >= _ALONE_FROM or (keys_L_B_C_G_K.device.type == "cpu" and read >= _IN_PLACE_FROM)
+        read = (chunk.past + chunk.tokens) * self._token_bytes
+        on_cpu = self._cache.key_L_B_C_G_K.device.type == "cpu"
+        return chunk.tokens >= _ALONE_FROM or (on_cpu and read >= _IN_PLACE_FROM)
 
     def _blocks_held(self, chunk: Chunk) -> int:
         return -(-(chunk.past + chunk.tokens) // self._cache.block_tokens)

@@ -91,7 +91,7 @@ class Sight:
 
     Args:
         model: the base.
-        slice_multiplications: of a step, about.
+        slice_multiplications: of a slice, about.
         cache_bytes: of kept features.
     """
 
