@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## Show what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-$(BIN)/.installed: pyproject.toml constraints.txt clients/node/package-lock.json $(shell find protos -name '*.proto' -o -name generate.py)
+$(BIN)/.installed: pyproject.toml hatch_build.py constraints.txt clients/node/package-lock.json $(wildcard services/vlm/native/*) $(shell find protos -name '*.proto' -o -name generate.py)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all,dev]'
 	if command -v npm >/dev/null; then npm ci --silent --prefix clients/node; fi

@@ -1,6 +1,6 @@
 """Generates `veneer.*` (messages, gRPC stubs, type stubs) from `protos/` into `build/generated`.
 
-Runs as hatchling's build hook whenever the project is built or installed, and by hand as `make proto`.
+Runs whenever the project is built or installed (`hatch_build.py`), and by hand as `make proto`.
 Generated code is never committed: the contract is the `.proto` text.
 """
 
@@ -9,9 +9,6 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
-
-from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 PROTOS = Path(__file__).resolve().parent
 GENERATED = PROTOS.parent / "build" / "generated"
@@ -63,16 +60,6 @@ def generate() -> None:
                 break
             (package / "__init__.py").touch()
     (GENERATED / "veneer" / "py.typed").touch()
-
-
-class GenerateHook(BuildHookInterface[Any]):
-    """Hatchling calls this before it collects the files of a wheel or an editable install."""
-
-    PLUGIN_NAME = "custom"
-
-    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Generates the code; `version` and `build_data` are hatchling's and stay untouched."""
-        generate()
 
 
 if __name__ == "__main__":

@@ -46,15 +46,15 @@ MOST_ROOM = Room(MOST_KV_TOKENS, as_stored=False)
 def need(base: Base, workers: int, replicas: int, cpu: Arithmetic, room: Room) -> Need:
     """Estimates a cluster's memory: each worker and each replica holds the base, each replica keys and values too.
 
-    A worker holds it as it is stored where that takes less. So does a replica that multiplies by sixteen bits, and a
-    head that is the embedding too once more.
+    A worker holds it as it is stored where that takes less. So does a replica that multiplies by sixteen bits; it packs
+    them, so that a head that is the embedding too is there once more.
     """
     number_bytes = 2 if cpu.bf16 else 4
     computed_bytes = base.parameters * number_bytes
     stored_bytes = min(base.stored_bytes, computed_bytes)
     weights_bytes = stored_bytes if room.as_stored else computed_bytes
-    if cpu.halves and not cpu.bf16 and stored_bytes < computed_bytes:
-        weights_bytes = stored_bytes + 2 * base.tied_numbers
+    if cpu.bf16 or (cpu.halves and stored_bytes < computed_bytes):
+        weights_bytes = min(weights_bytes, stored_bytes) + 2 * base.tied_numbers
     worker_bytes = stored_bytes + round(computed_bytes * TRAINING_SHARE) + TORCH_PROCESS_BYTES
     replica_bytes = weights_bytes + round(computed_bytes * SERVING_SHARE) + TORCH_PROCESS_BYTES
     replica_bytes += room.kv_tokens * base.kv_numbers * number_bytes

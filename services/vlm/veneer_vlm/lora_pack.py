@@ -1,7 +1,8 @@
 """Several adapters as one: their factors in places of one memory, so that a step takes a few calls for any number.
 
 Owns the packed factors and the arithmetic of a pass over few tokens with many adapters, as decoding is: a product for
-each place and its tokens, all places in one call, which reads every factor once and at memory's pace. An adapter that
+each place and its tokens, all places in one call, which reads every factor once and at memory's pace: the compiled
+library's where there is one (`native`), else torch's over tokens that are gathered and padded. An adapter that
 comes takes the place of one that has left, and the others stay as they are. For inference alone: nothing flows back.
 """
 
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from veneer_vlm import native
 from veneer_vlm.lora import Adapter
 
 
@@ -20,23 +22,25 @@ class _Packed:
 
     Attributes:
         parts: of the linears, those P that any adapter adapts.
-        a_S_I_PR: every A, scaled and turned; zeros where an adapter has none, or fewer rows than R.
+        a_S_PR_I: every A, scaled; zeros where an adapter has none, or fewer rows than R.
         b_P_S_R_O: for each part every B, turned; each of its own O.
+        updates: the library's, on these very factors; None where it does not multiply them.
     """
 
     parts: tuple[int, ...]
-    a_S_I_PR: Tensor
+    a_S_PR_I: Tensor
     b_P_S_R_O: tuple[Tensor, ...]
+    updates: native.Updates | None
 
     def write(self, place: int, adapter: Adapter, names: tuple[str, ...]) -> None:
         """Has an adapter in a place; the linears `names` that it adapts are among the parts."""
-        a_I_PR = self.a_S_I_PR[place].zero_()
-        a_I_P_R = a_I_PR.view(len(a_I_PR), len(self.parts), -1)
+        a_PR_I = self.a_S_PR_I[place].zero_()
+        a_P_R_I = a_PR_I.view(len(self.parts), -1, a_PR_I.shape[1])
         for number, (part, b_S_R_O) in enumerate(zip(self.parts, self.b_P_S_R_O, strict=True)):
             b_R_O = b_S_R_O[place].zero_()
             pair = adapter.pairs.get(names[part])
             if pair is not None:
-                torch.mul(pair.a_R_I.T, adapter.config.scale, out=a_I_P_R[:, number, : len(pair.a_R_I)])
+                torch.mul(pair.a_R_I, adapter.config.scale, out=a_P_R_I[number, : len(pair.a_R_I)])
                 b_R_O[: len(pair.a_R_I)] = pair.b_O_R.T
 
 
@@ -48,11 +52,15 @@ class _Rows:
         token_N: which tokens of the pass they are; None for all.
         index_N: where each stands.
         most: C.
+        by_place_N: which tokens they are, place by place.
+        starts: where each place's begin among those, and where the last ones end.
     """
 
     token_N: Tensor | None
     index_N: Tensor
     most: int
+    by_place_N: Tensor
+    starts: Tensor
 
     @classmethod
     def of(cls, place_T: Tensor, pack: "AdapterPack") -> "_Rows":
@@ -64,7 +72,10 @@ class _Rows:
             index_T[own] = most * place + torch.arange(len(own))
         token_N = (place_T >= 0).nonzero()[:, 0]
         index_N = index_T[token_N].to(pack.device)
-        return cls(None if len(token_N) == len(place_T) else token_N.to(pack.device), index_N, most)
+        starts = torch.tensor([0, *map(len, tokens)]).cumsum(0)
+        return cls(
+            None if len(token_N) == len(place_T) else token_N.to(pack.device), index_N, most, torch.cat(tokens), starts
+        )
 
 
 class AdapterPack:
@@ -107,10 +118,11 @@ class AdapterPack:
                 self._hold(at[key], adapter)
         return [at[id(adapter)] for adapter in adapters]
 
-    def packed(self, names: tuple[str, ...]) -> _Packed | None:
-        """The factors of the linears `names`; None where no adapter has any."""
+    def packed(self, columns: Mapping[str, slice]) -> _Packed | None:
+        """The factors of linears, named with the columns of their outputs; None where no adapter has any."""
+        names = tuple(columns)
         if names not in self._packed:
-            self._packed[names] = self._pack(names)
+            self._packed[names] = self._pack(columns)
         return self._packed[names]
 
     def _hold(self, place: int, adapter: Adapter) -> None:
@@ -122,7 +134,8 @@ class AdapterPack:
             elif packed is not None:
                 packed.write(place, adapter, names)
 
-    def _pack(self, names: tuple[str, ...]) -> _Packed | None:
+    def _pack(self, columns: Mapping[str, slice]) -> _Packed | None:
+        names = tuple(columns)
         pairs = [
             {part: held.pairs[name] for part, name in enumerate(names) if name in held.pairs}
             for held in self._held
@@ -133,11 +146,12 @@ class AdapterPack:
             return None
         parts = tuple(sorted(shapes))
         any_a_R_I = shapes[parts[0]].a_R_I
-        packed = _Packed(
-            parts,
-            any_a_R_I.new_zeros(self.places, any_a_R_I.shape[1], len(parts) * self.rank),
-            tuple(any_a_R_I.new_zeros(self.places, self.rank, len(shapes[part].b_O_R)) for part in parts),
-        )
+        a_S_PR_I = any_a_R_I.new_zeros(self.places, len(parts) * self.rank, any_a_R_I.shape[1])
+        b_P_S_R_O = tuple(any_a_R_I.new_zeros(self.places, self.rank, len(shapes[part].b_O_R)) for part in parts)
+        updates = None
+        if all(native.multiplies(factors[0]) for factors in (a_S_PR_I, *b_P_S_R_O)):
+            updates = native.Updates(a_S_PR_I, b_P_S_R_O, [list(columns.values())[part].start for part in parts])
+        packed = _Packed(parts, a_S_PR_I, b_P_S_R_O, updates)
         for place, held in enumerate(self._held):
             if held is not None:
                 packed.write(place, held, names)
@@ -160,15 +174,18 @@ class PackedAdapterBatch:
     @torch.no_grad()
     def add(self, columns: Mapping[str, slice], input_T_I: Tensor, output_T_O: Tensor) -> Tensor:
         """See `veneer_vlm.linear.Adapters`."""
-        packed, rows = self._pack.packed(tuple(columns)), self._rows
+        packed, rows = self._pack.packed(columns), self._rows
         if packed is None or not rows.most:
             return output_T_O
-        a_S_I_PR = packed.a_S_I_PR
-        places, inputs, _ = a_S_I_PR.shape
+        if packed.updates is not None and native.multiplies(input_T_I) and native.multiplies(output_T_O):
+            packed.updates.add(input_T_I, output_T_O, rows.by_place_N, rows.starts)
+            return output_T_O
+        a_S_PR_I = packed.a_S_PR_I
+        places, _, inputs = a_S_PR_I.shape
         input_N_I = input_T_I if rows.token_N is None else input_T_I.index_select(0, rows.token_N)
-        input_SC_I = a_S_I_PR.new_zeros(places * rows.most, inputs)
+        input_SC_I = a_S_PR_I.new_zeros(places * rows.most, inputs)
         input_SC_I.index_copy_(0, rows.index_N, input_N_I.to(input_SC_I.dtype))
-        inner_S_C_PR = torch.bmm(input_SC_I.view(places, rows.most, inputs), a_S_I_PR)
+        inner_S_C_PR = torch.bmm(input_SC_I.view(places, rows.most, inputs), a_S_PR_I.transpose(1, 2))
         slices = list(columns.values())
         inner_P = torch.split(inner_S_C_PR, self._pack.rank, -1)
         for part, inner_S_C_R, b_S_R_O in zip(packed.parts, inner_P, packed.b_P_S_R_O, strict=True):

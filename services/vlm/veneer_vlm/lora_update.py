@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from veneer_vlm.low_rank import add_products, exact, inner_products, outer_products
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +36,9 @@ class Update:
     drop: Callable[[Tensor], None] | None = None
 
     def inputs(self, input_T_I: Tensor, dtype: torch.dtype) -> Tensor:
-        """Those of its tokens (N, I) in a dtype, without what drops out."""
+        """Those of its tokens (N, I) without what drops out, for products with factors of a dtype."""
         if self.drop is None:
-            return input_T_I[self.tokens].to(dtype)
+            return exact(input_T_I[self.tokens], dtype)
         exact_N_I = input_T_I[self.tokens].to(dtype, copy=True, memory_format=torch.contiguous_format)
         self.drop(exact_N_I)
         return exact_N_I
@@ -65,19 +66,11 @@ def _add(updates: Sequence[Update], factors: Sequence[Tensor], input_T_I: Tensor
     """Adds the adapters' parts to the outputs; each update's products of rank R."""
     inner = []
     for update, a_R_I, b_O_R in _grouped(updates, factors):
-        inner_N_R = update.scale * F.linear(update.inputs(input_T_I, a_R_I[0].dtype), _stacked(a_R_I))
+        inner_N_R = inner_products(update.inputs(input_T_I, a_R_I[0].dtype), _stacked(a_R_I)).mul_(update.scale)
         inner.append(inner_N_R)
         for columns, part_N_R, b in zip(update.columns, _split(inner_N_R, a_R_I), b_O_R, strict=True):
-            add_product(output_T_O[update.tokens, columns], part_N_R, b)
+            add_products(output_T_O[update.tokens, columns], part_N_R, b.T)
     return inner
-
-
-def add_product(output_T_O: Tensor, inner_T_R: Tensor, b_O_R: Tensor) -> None:
-    """Adds what B makes of the products of rank R to the outputs, rounded once into their dtype."""
-    if output_T_O.dtype is b_O_R.dtype:
-        output_T_O.addmm_(inner_T_R, b_O_R.T)  # a B that lies by outputs is read a third faster
-    else:
-        output_T_O.copy_(F.linear(inner_T_R, b_O_R).add_(output_T_O))
 
 
 class _Context(Protocol):
@@ -111,18 +104,20 @@ class _Updated(torch.autograd.Function):
         grads: list[Tensor] = []
         for (update, a_R_I, b_O_R), inner_N_R in zip(_grouped(ctx.updates, factors), inner, strict=True):
             dtype = inner_N_R.dtype
-            exact = [grad_T_O[update.tokens, columns].to(dtype) for columns in update.columns]
-            products = zip(exact, _split(inner_N_R, a_R_I), strict=True)
-            b_grads = [grad_N_O.T @ part_N_R for grad_N_O, part_N_R in products]
-            inner_grad_N_R = torch.cat([grad_N_O @ b for grad_N_O, b in zip(exact, b_O_R, strict=True)], -1)
-            inner_grad_N_R *= update.scale
+            parts = [exact(grad_T_O[update.tokens, columns], dtype) for columns in update.columns]
+            products = zip(parts, _split(inner_N_R, a_R_I), strict=True)
+            b_grads = [outer_products(part_N_R, grad_N_O).T for grad_N_O, part_N_R in products]
+            inner_grads = [inner_products(grad_N_O, b.T) for grad_N_O, b in zip(parts, b_O_R, strict=True)]
+            inner_grad_N_R = torch.cat(inner_grads, -1).mul_(update.scale)
             if input_grad_T_I is not None:
-                grad_N_I = inner_grad_N_R @ _stacked(a_R_I)
-                if update.drop is not None:
+                if update.drop is None:
+                    add_products(input_grad_T_I[update.tokens], inner_grad_N_R, _stacked(a_R_I))
+                else:
+                    grad_N_I = inner_grad_N_R @ _stacked(a_R_I)
                     update.drop(grad_N_I)
-                input_grad_T_I[update.tokens] = grad_N_I
-            a_grads = torch.split(inner_grad_N_R.T @ update.inputs(input_T_I, dtype), [len(a) for a in a_R_I])
-            grads += [*a_grads, *b_grads]
+                    input_grad_T_I[update.tokens] = grad_N_I
+            a_grad_R_I = outer_products(inner_grad_N_R, update.inputs(input_T_I, dtype))
+            grads += [*torch.split(a_grad_R_I, [len(a) for a in a_R_I]), *b_grads]
         return None, input_grad_T_I, grad_T_O, *grads
 
 

@@ -6,7 +6,8 @@ tokens it has there, is the business of an engine's scheduler.
 Short sequences of about the same lengths are padded to one another and attended in one call, so that a step over many
 of them costs a handful of operations a layer. What is padded is zeros that nobody else wrote: a sequence whose numbers
 went astray (an adapter can do that) never reaches another one's answer. Where reading is what takes the time, on a CPU
-and with much to read, a sequence is attended alone, and its keys and values are read where they lie.
+and with much to read, a sequence is attended alone, and its keys and values are read where they lie. All that is for
+torch: where the compiled library attends (`native`), few tokens of any sequences are one call, and nothing is copied.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from veneer_vlm import native
 from veneer_vlm.attention import attend, attend_to_places
 from veneer_vlm.config import TextConfig
 
@@ -111,6 +113,9 @@ class _Alone:
         return attend(query, key, value, causal=self.mask is None, mask_T_C=self.mask)
 
 
+_Call = native.FewTokens | _Alone | _Group
+
+
 def _attend_few(query_n_Q_H_K: Tensor, key_n_C_G_K: Tensor, value_n_C_G_K: Tensor, mask_n_1_QR_C: Tensor) -> Tensor:
     """Attention of few queries of each of n sequences, (n Q, H, K)."""
     (n, queries, heads, width), groups = query_n_Q_H_K.shape, key_n_C_G_K.shape[2]
@@ -144,6 +149,7 @@ class PagedAttention:
                     f"{chunk.past} and {chunk.tokens} tokens do not fit blocks {list(chunk.blocks)} of {size}"
                 )
         self._cache = cache
+        self._few_tokens = native.most_tokens(cache.key_L_B_C_G_K, heads)
         self._heads_of_key = heads // cache.key_L_B_C_G_K.shape[3]
         self._token_bytes = cache.key_L_B_C_G_K[0, 0, 0].nbytes
         device = cache.key_L_B_C_G_K.device
@@ -170,27 +176,34 @@ class PagedAttention:
         joined = gathered[0] if len(gathered) == 1 else torch.cat(gathered)
         return joined if self._order_T is None else joined.index_select(0, self._order_T)
 
-    def _planned(self, chunks: Sequence[Chunk]) -> tuple[list[_Group | _Alone], Tensor | None]:
+    def _planned(self, chunks: Sequence[Chunk]) -> tuple[list[_Call], Tensor | None]:
         """The calls of a layer, and where each token of the pass stands in their joined results; None for in order."""
         starts = list(itertools.accumulate((chunk.tokens for chunk in chunks), initial=0))
+        few: list[int] = []
+        alone: list[int] = []
         members: dict[tuple[int, int], list[int]] = defaultdict(list)
-        order = [0] * starts[-1]
-        calls: list[_Group | _Alone] = []
-        done = 0
-        for number, (chunk, start) in enumerate(zip(chunks, starts, strict=False)):
-            if self._stands_alone(chunk):
-                calls.append(self._alone(chunk, start))
-                order[start : start + chunk.tokens] = range(done, done + chunk.tokens)
-                done += chunk.tokens
+        for number, chunk in enumerate(chunks):
+            if chunk.tokens <= self._few_tokens:
+                few.append(number)
+            elif self._stands_alone(chunk):
+                alone.append(number)
             else:  # within a factor of two of one another
                 members[chunk.tokens.bit_length(), self._blocks_held(chunk).bit_length()].append(number)
+        planned: list[tuple[_Call, list[int], int]] = []  # with their chunks, and how many rows each has at least
+        if few:
+            planned.append((self._few([chunks[number] for number in few], [starts[number] for number in few]), few, 0))
+        planned += [(self._alone(chunks[number], starts[number]), [number], 0) for number in alone]
         for numbers in members.values():
             group = self._group([chunks[number] for number in numbers], [starts[number] for number in numbers])
-            calls.append(group)
+            planned.append((group, numbers, group.shape[1]))
+        order = [0] * starts[-1]
+        done = 0
+        for _, numbers, least in planned:
             for number in numbers:
                 start, tokens = starts[number], chunks[number].tokens
                 order[start : start + tokens] = range(done, done + tokens)
-                done += group.shape[1]
+                done += max(tokens, least)
+        calls = [call for call, *_ in planned]
         in_order = order == list(range(done))
         return calls, None if in_order else torch.tensor(order, device=self._cache.key_L_B_C_G_K.device)
 
@@ -201,6 +214,13 @@ class PagedAttention:
 
     def _blocks_held(self, chunk: Chunk) -> int:
         return -(-(chunk.past + chunk.tokens) // self._cache.block_tokens)
+
+    def _few(self, chunks: Sequence[Chunk], starts: Sequence[int]) -> native.FewTokens:
+        queries = (slice(start, start + chunk.tokens) for chunk, start in zip(chunks, starts, strict=True))
+        groups = self._cache.key_L_B_C_G_K.shape[3]
+        return native.FewTokens(
+            [chunk.blocks for chunk in chunks], [chunk.past for chunk in chunks], list(queries), groups
+        )
 
     def _alone(self, chunk: Chunk, start: int) -> _Alone:
         size, end = self._cache.block_tokens, chunk.past + chunk.tokens

@@ -16,14 +16,16 @@ from veneer_inference.engine import precision
 from veneer_inference.engine.client import EngineProcess
 from veneer_inference.engine.precision import Difference, load_base
 from veneer_inference.ports import Sampling
-from veneer_vlm import half
+from veneer_vlm import bfloat16, half
+from veneer_vlm.bfloat16 import PackedKernel
 from veneer_vlm.half import HalfKernel
+from veneer_vlm.int8 import Int8Kernel
 
 TIE = precision.TIE
 
 
-def packed(model: Any) -> bool:
-    return model.language_model.layers[0].mlp.down_proj.kernel is not None
+def in_eight_bits(model: Any) -> bool:
+    return isinstance(model.language_model.layers[0].mlp.down_proj.kernel, Int8Kernel)
 
 
 def test_auto_serves_eight_bits_where_the_check_allows_it_and_floats_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,12 +33,12 @@ def test_auto_serves_eight_bits_where_the_check_allows_it_and_floats_elsewhere(m
     monkeypatch.setattr(precision, "pays", lambda: True)
     model, name = load_base(base_directory(), "auto", "cpu")
     assert name == "int8"
-    assert packed(model)
+    assert in_eight_bits(model)
     monkeypatch.setattr(precision, "MOST_DIVERGENCE", 0.0)
     model, name = load_base(base_directory(), "auto", "cpu")
     assert name in ("bfloat16", "float32")
     assert str(model.dtype) == f"torch.{name}"
-    assert not packed(model)
+    assert not in_eight_bits(model)
     monkeypatch.setattr(precision, "pays", lambda: False)
     monkeypatch.setattr(precision, "quantised_difference", lambda *_: pytest.fail("checked in vain"))
     assert load_base(base_directory(), "auto", "cpu")[1] == name
@@ -60,6 +62,18 @@ def test_float32_reads_in_sixteen_bits_what_is_stored_in_them(
     stored = torch.bfloat16 if supported or as_stored else torch.float32
     assert model.language_model.embed_tokens.weight.dtype is stored
     assert linear.weight.dtype is stored
+
+
+@pytest.mark.parametrize("supported", [bfloat16.SUPPORTED, False])
+def test_bfloat16_is_packed_where_the_cpu_multiplies_it(
+    kit: Any, monkeypatch: pytest.MonkeyPatch, supported: bool
+) -> None:
+    monkeypatch.setattr(bfloat16, "SUPPORTED", supported)
+    model, name = load_base(kit.base, "bfloat16", "cpu")
+    assert name == "bfloat16"
+    linear = model.language_model.layers[0].mlp.down_proj
+    assert isinstance(linear.kernel, PackedKernel) == supported
+    assert bool(linear.weight.numel()) != supported
 
 
 @pytest.mark.parametrize("difference", [Difference(0.06, 1.0), Difference(0.0, 0.97), Difference(float("nan"), 1.0)])

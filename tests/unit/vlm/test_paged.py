@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from veneer_vlm import paged
+from veneer_vlm import native, paged
 from veneer_vlm.attention import PackedAttention
 from veneer_vlm.config import TextConfig
 from veneer_vlm.paged import PADDING_BLOCK, BlockCache, Chunk, PagedAttention
@@ -13,8 +13,19 @@ HEADS, GROUPS, WIDTH, SIZE = 4, 2, 16, 4
 CONFIG = TextConfig(8, 64, 96, 2, HEADS, GROUPS, WIDTH, 1e-6, 1e4, (4, 2, 2), 512)
 
 
-def cache(blocks: int = 128) -> BlockCache:
-    return BlockCache(CONFIG, blocks, SIZE, torch.float32, "cpu")
+def cache(blocks: int = 128, size: int = SIZE) -> BlockCache:
+    return BlockCache(CONFIG, blocks, size, torch.float32, "cpu")
+
+
+@pytest.fixture(params=["by the library", "in place", "gathered"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How few tokens are attended."""
+    if request.param != "by the library":
+        monkeypatch.setattr(native, "_MOST_TOKENS", 0)
+        monkeypatch.setattr(paged, "_IN_PLACE_FROM", 0 if request.param == "in place" else 1 << 40)
+    elif not native.AVAILABLE:
+        pytest.skip("the library is for AVX-512, and compiled where a compiler is at hand")
+    return str(request.param)
 
 
 def heads(seed: int, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -24,7 +35,6 @@ def heads(seed: int, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     return query, key, value
 
 
-@pytest.mark.parametrize("in_place", [True, False])
 @pytest.mark.parametrize("scattered", [1, 2, 3, 16])  # the sequences' blocks change places so many at a time
 @pytest.mark.parametrize(
     "passes",
@@ -35,12 +45,10 @@ def heads(seed: int, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
         [[7, 6, 5, 4], [7, 6, 0, 0], [0, 0, 7, 6]],  # padded to one another
     ],
 )
-def test_any_mixture_attends_as_whole_sequences_do(
-    passes: list[list[int]], scattered: int, in_place: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_any_mixture_attends_as_whole_sequences_do(passes: list[list[int]], scattered: int, way: str) -> None:
     """Over two layers, with blocks that earlier sequences have used and left astray."""
-    monkeypatch.setattr(paged, "_IN_PLACE_FROM", 0 if in_place else 1 << 40)
-    memory = cache()
+    size = native.BLOCK_TOKENS if way == "by the library" else SIZE
+    memory = cache(size=size)
     memory.key_L_B_C_G_K[:, 1:] = torch.nan
     memory.value_L_B_C_G_K[:, 1:] = torch.nan
     totals = [sum(each[number] for each in passes) for number in range(4)]
@@ -48,9 +56,9 @@ def test_any_mixture_attends_as_whole_sequences_do(
     right = [PackedAttention([total])(0, *three) for total, three in zip(totals, whole, strict=True)]
     free = iter(range(1, 129))
     blocks: list[list[int]] = [[] for _ in totals]
-    while any(len(own) * SIZE < total for own, total in zip(blocks, totals, strict=True)):
+    while any(len(own) * size < total for own, total in zip(blocks, totals, strict=True)):
         for own, total in zip(blocks, totals, strict=True):
-            own += [next(free) for _ in range(min(scattered, -(-total // SIZE) - len(own)))]
+            own += [next(free) for _ in range(min(scattered, -(-total // size) - len(own)))]
     pasts = [0] * 4
     for lengths in passes:
         here = [number for number, tokens in enumerate(lengths) if tokens]

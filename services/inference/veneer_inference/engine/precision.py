@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from veneer_processing import Conversation, Encoded, Message, Picture, Processor, Text
-from veneer_vlm import half
+from veneer_vlm import bfloat16, half
 from veneer_vlm.attention import PackedAttention
 from veneer_vlm.int8 import pays, quantise
 from veneer_vlm.model import VisionLanguageModel
@@ -68,7 +68,7 @@ def load_base(directory: Path, dtype: str, device: str, *, as_stored: bool = Fal
         RefusedError, ProcessingError: see `weights.load` and `Processor.load`.
         ValueError: eight bits were asked for elsewhere than on a CPU.
     """
-    floats = "bfloat16" if device == "cuda" or _multiplies_bfloat16() else "float32"
+    floats = "bfloat16" if device == "cuda" or bfloat16.SUPPORTED else "float32"
     if dtype == "auto" and (device == "cuda" or not pays()):
         dtype = floats
     if dtype in ("float32", "bfloat16"):
@@ -94,6 +94,8 @@ def _in_floats(directory: Path, dtype: str, device: str, as_stored: bool) -> Vis
     model = load(directory, getattr(torch, dtype), device, as_stored=as_stored or packs)
     if packs:
         half.pack(model, as_stored=as_stored)
+    if dtype == "bfloat16" and device == "cpu" and bfloat16.SUPPORTED:
+        bfloat16.pack(model)
     return model
 
 
@@ -139,8 +141,3 @@ def _predictions(model: VisionLanguageModel, encoded: Encoded) -> Tensor:
     )
     predicting_N = torch.from_numpy(encoded.supervised_T.nonzero()[0] - 1)
     return model.logits(hidden_T_D[predicting_N]).float().log_softmax(-1)
-
-
-def _multiplies_bfloat16() -> bool:
-    """Whether the CPU has products of bfloat16 matrices of its own."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

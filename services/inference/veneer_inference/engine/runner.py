@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from veneer_vlm import native
 from veneer_vlm.linear import Adapters
 from veneer_vlm.lora import Adapter, AdapterBatch, Segment
 from veneer_vlm.lora_pack import AdapterPack, PackedAdapterBatch
@@ -107,7 +108,8 @@ class Runner:
         if not segments:
             return None
         needed = list({id(segment.adapter): segment.adapter for segment in segments}.values())
-        if start > _PACKED_UP_TO or len(needed) == 1 or _padded(needed) > _SKEWED * _ranks(needed):
+        alone = len(needed) == 1 and not native.AVAILABLE  # torch is quicker with it as it lies
+        if start > _PACKED_UP_TO or alone or _padded(needed) > _SKEWED * _ranks(needed):
             return AdapterBatch(segments)
         pack = self._packed(needed)
         place = dict(zip(map(id, needed), pack.place(needed), strict=True))

@@ -14,6 +14,7 @@ from veneer_trainer.domain.estimate import PASS_TOKENS
 from veneer_trainer.domain.spec import Lora
 from veneer_trainer.domain.targets import Linear, targeted
 from veneer_trainer.worker.refusal import Refused
+from veneer_vlm import bfloat16, native
 from veneer_vlm.config import ModelConfig
 from veneer_vlm.errors import TargetError
 from veneer_vlm.layout import DECODER, TOWER, adaptable_linears, target_linears
@@ -143,7 +144,7 @@ def _shortest(config: ModelConfig, names: tuple[str, ...]) -> tuple[str, ...]:
 def _instructions(device: str) -> str:
     """What a device computes with."""
     if device == "cpu":
-        return torch.backends.cpu.get_cpu_capability()
+        return torch.backends.cpu.get_cpu_capability() + " by the compiled library" * native.AVAILABLE
     return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
 
 
@@ -154,9 +155,4 @@ def _dtype(dtype: model_pb2.Dtype.ValueType, device: str) -> torch.dtype:
         case model_pb2.DTYPE_BFLOAT16:
             return torch.bfloat16
         case _:
-            return torch.bfloat16 if device == "cuda" or _multiplies_bfloat16() else torch.float32
-
-
-def _multiplies_bfloat16() -> bool:
-    """Says whether the CPU has products of bfloat16 matrices of its own."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+            return torch.bfloat16 if device == "cuda" or bfloat16.SUPPORTED else torch.float32

@@ -1,0 +1,212 @@
+"""The way to a library that is compiled with the project, from `services/vlm/native`.
+
+Attention of few tokens, and the products of low rank. Where there is no such library, or it is not for this CPU, torch
+does both.
+"""
+
+import ctypes
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+BLOCK_TOKENS = 16
+"""Of the blocks that keys and values must lie in."""
+
+_LANES = 16
+_MOST_TOKENS = 16  # of a sequence: with more torch's products pay
+_MOST_NUMBERS = 1 << 16  # of a task's queries, which stand on a thread's stack
+_DTYPES = (torch.float32, torch.bfloat16)
+FILE = Path(__file__).with_name("native_avx512.so")
+
+
+class _Pass(ctypes.Structure):
+    """`Pass` in attention.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("query", "key", "value", "gathered", "blocks")),
+        *((name, ctypes.c_int64) for name in ("heads", "groups", "width")),
+        ("bfloat16", ctypes.c_int),
+        ("scale", ctypes.c_float),
+    ]
+
+
+class _Product(ctypes.Structure):
+    """`Product` in low_rank.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("matrix", "rows", "starts", "inner", "factor")),
+        ("sets", ctypes.c_int64),
+        *((f"{name}_stride", ctypes.c_int64) for name in ("matrix", "inner", "factor")),
+        *((name, ctypes.c_int64) for name in ("factor_of_set", "rank", "columns", "first_column")),
+        *((name, ctypes.c_int) for name in ("matrix_bfloat16", "factor_bfloat16")),
+    ]
+
+
+def _library() -> ctypes.CDLL | None:
+    if not FILE.exists() or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return None
+    library = ctypes.CDLL(str(FILE))  # its threads are torch's: both ask for the same libgomp
+    library.veneer_attend.argtypes = (ctypes.POINTER(_Pass), ctypes.c_void_p, ctypes.c_int64)
+    library.veneer_attend.restype = None
+    for function in (library.veneer_inner, library.veneer_add, library.veneer_outer):
+        function.argtypes, function.restype = (ctypes.POINTER(_Product),), None
+    memory, number = ctypes.c_void_p, ctypes.c_int64
+    update = library.veneer_update
+    update.argtypes = (*[memory] * 2, number, *[memory] * 4, number, memory, number, ctypes.c_int)
+    update.restype = None
+    return library
+
+
+_LIBRARY = _library()
+AVAILABLE = _LIBRARY is not None
+"""Whether there is a library, and this CPU can run it."""
+
+
+def multiplies(matrix_N_C: Tensor) -> bool:
+    """Whether the library has the products of low rank with such a matrix."""
+    return (
+        AVAILABLE
+        and matrix_N_C.device.type == "cpu"
+        and matrix_N_C.dtype in _DTYPES
+        and matrix_N_C.shape[1] % _LANES == 0
+        and matrix_N_C.stride(1) == 1
+    )
+
+
+def inner(matrix_N_C: Tensor, factor_R_C: Tensor) -> Tensor:
+    """Each row's products with the factor's rows, (N, R), float32; the library `multiplies` such a matrix."""
+    inner_N_R = matrix_N_C.new_empty(len(matrix_N_C), len(factor_R_C), dtype=torch.float32)
+    starts, factor_R_C = torch.tensor([0, len(matrix_N_C)]), factor_R_C.contiguous()
+    _loaded().veneer_inner(_product(matrix_N_C, starts, inner_N_R, factor_R_C))
+    return inner_N_R
+
+
+def add(matrix_N_C: Tensor, inner_N_R: Tensor, factor_R_C: Tensor) -> None:
+    """Adds combinations of the factor's rows, weights float32, to a matrix where it lies, rounded once."""
+    starts, factor_R_C = torch.tensor([0, len(matrix_N_C)]), factor_R_C.contiguous()
+    _loaded().veneer_add(_product(matrix_N_C, starts, inner_N_R, factor_R_C))
+
+
+def outer(inner_N_R: Tensor, matrix_N_C: Tensor) -> Tensor:
+    """Combinations of a matrix's rows, weights float32: (R, C), float32."""
+    factor_R_C = inner_N_R.new_empty(inner_N_R.shape[1], matrix_N_C.shape[1])
+    starts = torch.tensor([0, len(matrix_N_C)])
+    _loaded().veneer_outer(_product(matrix_N_C, starts, inner_N_R, factor_R_C))
+    return factor_R_C
+
+
+class Updates:
+    """What several adapters add to linears that read one input, made ready once: their factors stay where they are.
+
+    Args:
+        a_S_PR_I: each adapter's A of all P linears, one under the other.
+        b_P_S_R_O: for each linear each adapter's B, turned.
+        columns: where each linear's outputs begin.
+    """
+
+    def __init__(self, a_S_PR_I: Tensor, b_P_S_R_O: Sequence[Tensor], columns: Sequence[int]) -> None:
+        self._factors = (a_S_PR_I, *b_P_S_R_O)  # kept, as their addresses are
+        self._a = _of_factors(a_S_PR_I)
+        self._b = (_Product * len(b_P_S_R_O))(*map(_of_factors, b_P_S_R_O, columns))
+
+    def add(self, input_T_I: Tensor, output_T_O: Tensor, by_adapter_N: Tensor, starts: Tensor) -> None:
+        """Adds to the outputs where they lie, rounded once.
+
+        Args:
+            input_T_I: what the linears read, of the outputs' dtype; the library `multiplies` both.
+            output_T_O: what they made of it.
+            by_adapter_N: which tokens wear something, adapter by adapter.
+            starts: where each adapter's begin among those, and where the last ones end.
+        """
+        inner_N_PR = torch.empty(len(by_adapter_N), self._a.rank)
+        _loaded().veneer_update(
+            ctypes.addressof(self._a), ctypes.addressof(self._b), len(self._b), by_adapter_N.data_ptr(),
+            starts.data_ptr(), inner_N_PR.data_ptr(), input_T_I.data_ptr(), input_T_I.stride(0),
+            output_T_O.data_ptr(), output_T_O.stride(0), output_T_O.dtype is torch.bfloat16,
+        )  # fmt: skip
+
+
+def _loaded() -> ctypes.CDLL:
+    assert _LIBRARY is not None  # noqa: S101  # who asks has been told that it multiplies
+    return _LIBRARY
+
+
+def _of_factors(factor_S_R_C: Tensor, first_column: int = 0) -> _Product:
+    """A product but for what changes from pass to pass."""
+    sets, rank, columns = factor_S_R_C.shape
+    return _Product(
+        factor=factor_S_R_C.data_ptr(), sets=sets, factor_stride=columns, factor_of_set=rank * columns, rank=rank,
+        columns=columns, first_column=first_column, factor_bfloat16=factor_S_R_C.dtype is torch.bfloat16,
+    )  # fmt: skip
+
+
+def _product(matrix_N_C: Tensor, starts: Tensor, inner_N_R: Tensor, factor_R_C: Tensor) -> _Product:
+    """Of all rows with one factor."""
+    product = _of_factors(factor_R_C[None])
+    product.matrix, product.matrix_stride = matrix_N_C.data_ptr(), matrix_N_C.stride(0)
+    product.matrix_bfloat16 = matrix_N_C.dtype is torch.bfloat16
+    product.starts = starts.data_ptr()
+    product.inner, product.inner_stride = inner_N_R.data_ptr(), inner_N_R.stride(0)
+    return product
+
+
+def most_tokens(key_L_B_C_G_K: Tensor, heads: int) -> int:
+    """How many new tokens of a sequence the library attends for; 0 where it does not.
+
+    Args:
+        key_L_B_C_G_K: the memory of keys, in blocks; that of values is alike.
+        heads: H, of the queries.
+    """
+    *_, block_tokens, _, width = key_L_B_C_G_K.shape
+    fits = (
+        AVAILABLE
+        and key_L_B_C_G_K.device.type == "cpu"
+        and key_L_B_C_G_K.dtype in _DTYPES
+        and block_tokens == BLOCK_TOKENS
+        and width % _LANES == 0
+    )
+    return min(_MOST_TOKENS, _MOST_NUMBERS // (heads * width)) if fits else 0
+
+
+class FewTokens:
+    """New tokens of several sequences, `most_tokens` of each at most, attended in one call.
+
+    Args:
+        blocks: of each sequence, as many as its tokens fill at least.
+        pasts: tokens of each that were before.
+        queries: which of the pass's tokens are new ones of it.
+        groups: G, heads of keys.
+    """
+
+    def __init__(
+        self, blocks: Sequence[Sequence[int]], pasts: Sequence[int], queries: Sequence[slice], groups: int
+    ) -> None:
+        tasks: list[tuple[int, ...]] = []
+        table: list[int] = []
+        self._tokens = 0
+        read = [past + query.stop - query.start for past, query in zip(pasts, queries, strict=True)]
+        share = max(1, sum(read) // torch.get_num_threads())
+        for held, past, query, length in zip(blocks, pasts, queries, read, strict=True):
+            tokens, parts = query.stop - query.start, min(groups, -(-length // share))
+            for part in range(parts):
+                heads = part * groups // parts, (part + 1) * groups // parts
+                tasks.append((len(table), past, tokens, query.start, self._tokens, *heads))
+            table += held
+            self._tokens += tokens
+        self._tasks = torch.tensor(tasks)
+        self._blocks = torch.tensor(table)
+
+    def attend(self, query_T_H_K: Tensor, key_B_C_G_K: Tensor, value_B_C_G_K: Tensor) -> Tensor:
+        """What they gather, (N, H, K), sequence by sequence."""
+        _, heads, width = query_T_H_K.shape
+        query_T_H_K = query_T_H_K.contiguous()
+        gathered_N_H_K = query_T_H_K.new_empty(self._tokens, heads, width)
+        tensors = (query_T_H_K, key_B_C_G_K, value_B_C_G_K, gathered_N_H_K, self._blocks)
+        scale = math.log2(math.e) / math.sqrt(width)  # for powers of two
+        told = (heads, key_B_C_G_K.shape[2], width, query_T_H_K.dtype is torch.bfloat16, scale)
+        call = _Pass(*(tensor.data_ptr() for tensor in tensors), *told)
+        _loaded().veneer_attend(call, self._tasks.data_ptr(), len(self._tasks))
+        return gathered_N_H_K
