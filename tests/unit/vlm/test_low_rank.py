@@ -46,7 +46,7 @@ def test_the_three_products(
     before = wide.clone()
     expected = matrix.double() + inner.double() @ factor.double()
     add_products(matrix, inner, factor.T.contiguous().T)
-    assert_close(matrix, expected.to(dtype), **near if rounded or dtype is torch.float32 else {"rtol": 8e-3, "atol": 0})
+    assert_close(matrix, expected.to(dtype), **near if rounded or dtype is torch.float32 else {"rtol": 8e-3, "atol": 1e-2})
     for edge in (slice(16), slice(-16, None)):
         assert torch.equal(wide[:, edge], before[:, edge])
 
