@@ -24,21 +24,6 @@ typedef struct {
   float scale;
 } Pass;
 
-/* 2^x for x <= 0 to float32's precision, 2^-126 at least; what is not a number stays so. */
-INLINE Floats power_of_two(Floats x) {
-  x = where(x < -126.f, all(-126.f), x);
-  Ints whole = __builtin_convertvector(x - 0.5f, Ints);
-  Floats rest = x - __builtin_convertvector(whole, Floats); /* from -1/2 to 1/2: Taylor's series of e^(rest ln 2) */
-  Floats y = all(1.5403530e-4f);
-  y = y * rest + 1.3333558e-3f;
-  y = y * rest + 9.6181291e-3f;
-  y = y * rest + 5.5504109e-2f;
-  y = y * rest + 2.4022651e-1f;
-  y = y * rest + 6.9314718e-1f;
-  y = y * rest + 1.f;
-  return y * (Floats)((whole + 127) << 23);
-}
-
 INLINE float greatest(Floats x) {
   for (int step = LANES / 2; step; step /= 2) {
     Floats turned = __builtin_shuffle(x, LANE ^ step);

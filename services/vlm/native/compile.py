@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-SOURCES = [Path(__file__).with_name(name) for name in ("attention.c", "low_rank.c")]
+SOURCES = [Path(__file__).with_name(name) for name in ("attention.c", "low_rank.c", "pointwise.c")]
 LIBRARY = Path(__file__).parents[1] / "veneer_vlm" / "native_avx512.so"
 # Of AVX2 the compiler makes nothing that is faster than torch. What is not a number must stay so: no -ffast-math.
 _FLAGS = [
@@ -30,7 +30,7 @@ def compile_native() -> bool:
     compiler = shutil.which("gcc")
     if compiler is None or (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         return False
-    command = [compiler, *_FLAGS, *map(str, SOURCES), "-o", str(LIBRARY)]
+    command = [compiler, *_FLAGS, *map(str, SOURCES), "-lm", "-o", str(LIBRARY)]
     made = subprocess.run(command, capture_output=True, text=True)  # noqa: S603  # nothing of it comes from outside
     if made.returncode != 0:
         logging.warning("%s is not compiled, CPUs will be slower: %s", LIBRARY.name, made.stderr.strip())

@@ -35,6 +35,21 @@ INLINE void store(void *to, int64_t at, Floats x, int bfloat16) {
   memcpy((uint16_t *)to + at, &upper, sizeof upper);
 }
 
+/* 2^x for x <= 0 to float32's precision, 2^-126 at least; what is not a number stays so. */
+INLINE Floats power_of_two(Floats x) {
+  x = where(x < -126.f, all(-126.f), x);
+  Ints whole = __builtin_convertvector(x - 0.5f, Ints);
+  Floats rest = x - __builtin_convertvector(whole, Floats); /* from -1/2 to 1/2: Taylor's series of e^(rest ln 2) */
+  Floats y = all(1.5403530e-4f);
+  y = y * rest + 1.3333558e-3f;
+  y = y * rest + 9.6181291e-3f;
+  y = y * rest + 5.5504109e-2f;
+  y = y * rest + 2.4022651e-1f;
+  y = y * rest + 6.9314718e-1f;
+  y = y * rest + 1.f;
+  return y * (Floats)((whole + 127) << 23);
+}
+
 #define FOLD(a, b, even, odd) (__builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, odd))
 static const Ints EVEN[4] = {
     {0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30},

@@ -149,7 +149,7 @@ class AdapterPack:
         a_S_PR_I = any_a_R_I.new_zeros(self.places, len(parts) * self.rank, any_a_R_I.shape[1])
         b_P_S_R_O = tuple(any_a_R_I.new_zeros(self.places, self.rank, len(shapes[part].b_O_R)) for part in parts)
         updates = None
-        if all(native.multiplies(factors[0]) for factors in (a_S_PR_I, *b_P_S_R_O)):
+        if all(native.takes(factors[0]) for factors in (a_S_PR_I, *b_P_S_R_O)):
             updates = native.Updates(a_S_PR_I, b_P_S_R_O, [list(columns.values())[part].start for part in parts])
         packed = _Packed(parts, a_S_PR_I, b_P_S_R_O, updates)
         for place, held in enumerate(self._held):
@@ -177,7 +177,7 @@ class PackedAdapterBatch:
         packed, rows = self._pack.packed(columns), self._rows
         if packed is None or not rows.most:
             return output_T_O
-        if packed.updates is not None and native.multiplies(input_T_I) and native.multiplies(output_T_O):
+        if packed.updates is not None and native.takes(input_T_I) and native.takes(output_T_O):
             packed.updates.add(input_T_I, output_T_O, rows.by_place_N, rows.starts)
             return output_T_O
         a_S_PR_I = packed.a_S_PR_I

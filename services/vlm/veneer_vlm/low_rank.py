@@ -13,19 +13,19 @@ from veneer_vlm import native
 
 def exact(matrix_N_C: Tensor, dtype: torch.dtype) -> Tensor:
     """A matrix as the products here read it: itself where the library does, else in the dtype of factors."""
-    return matrix_N_C if native.multiplies(matrix_N_C) else matrix_N_C.to(dtype)
+    return matrix_N_C if native.takes(matrix_N_C) else matrix_N_C.to(dtype)
 
 
 def inner_products(matrix_N_C: Tensor, factor_R_C: Tensor) -> Tensor:
     """Each token's products with the factor's rows, (N, R)."""
-    if native.multiplies(matrix_N_C):
+    if native.takes(matrix_N_C):
         return native.inner(matrix_N_C, factor_R_C)
     return F.linear(matrix_N_C.to(factor_R_C.dtype), factor_R_C)
 
 
 def add_products(matrix_N_C: Tensor, inner_N_R: Tensor, factor_R_C: Tensor) -> None:
     """Adds combinations of the factor's rows to a matrix where it lies, rounded once."""
-    if native.multiplies(matrix_N_C):
+    if native.takes(matrix_N_C):
         native.add(matrix_N_C, inner_N_R.float(), factor_R_C)
     elif matrix_N_C.dtype is factor_R_C.dtype:
         matrix_N_C.addmm_(inner_N_R, factor_R_C)
@@ -35,6 +35,6 @@ def add_products(matrix_N_C: Tensor, inner_N_R: Tensor, factor_R_C: Tensor) -> N
 
 def outer_products(inner_N_R: Tensor, matrix_N_C: Tensor) -> Tensor:
     """Combinations of a matrix's rows, (R, C): the gradient of a factor."""
-    if native.multiplies(matrix_N_C):
+    if native.takes(matrix_N_C):
         return native.outer(inner_N_R.float(), matrix_N_C).to(inner_N_R.dtype)
     return inner_N_R.T @ matrix_N_C.to(inner_N_R.dtype)

@@ -16,8 +16,8 @@ BLOCK_TOKENS = 16
 """Of the blocks that keys and values must lie in."""
 
 _LANES = 16
-_MOST_TOKENS = 16  # of a sequence: with more torch's products pay
-_MOST_NUMBERS = 1 << 16  # of a task's queries, which stand on a thread's stack
+_MOST_TOKENS = 32  # of a sequence: with more torch's products pay
+_MOST_NUMBERS = 1 << 16  # of a task's queries, which stand on a thread's stack and in a core's cache
 _DTYPES = (torch.float32, torch.bfloat16)
 FILE = Path(__file__).with_name("native_avx512.so")
 
@@ -45,6 +45,15 @@ class _Product(ctypes.Structure):
     ]
 
 
+class Rows(ctypes.Structure):
+    """`Rows` in pointwise.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("outer", "inner", "width", "outer_stride", "inner_stride")),
+        ("bfloat16", ctypes.c_int),
+    ]
+
+
 def _library() -> ctypes.CDLL | None:
     if not FILE.exists() or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return None
@@ -57,6 +66,11 @@ def _library() -> ctypes.CDLL | None:
     update = library.veneer_update
     update.argtypes = (*[memory] * 2, number, *[memory] * 4, number, memory, number, ctypes.c_int)
     update.restype = None
+    rows, norm, norm_grad = ctypes.POINTER(Rows), library.veneer_norm, library.veneer_norm_grad
+    norm.argtypes, norm.restype = (rows, *[memory] * 4, ctypes.c_float), None
+    norm_grad.argtypes, norm_grad.restype = (rows, *[memory] * 5), None
+    for function, tensors in ((library.veneer_swiglu, 2), (library.veneer_swiglu_grad, 3)):
+        function.argtypes, function.restype = (*[memory] * tensors, number, number, ctypes.c_int), None
     return library
 
 
@@ -65,36 +79,36 @@ AVAILABLE = _LIBRARY is not None
 """Whether there is a library, and this CPU can run it."""
 
 
-def multiplies(matrix_N_C: Tensor) -> bool:
-    """Whether the library has the products of low rank with such a matrix."""
+def takes(numbers: Tensor) -> bool:
+    """Whether the library reads and writes such a tensor: its last axis lies together, in whole vectors."""
     return (
         AVAILABLE
-        and matrix_N_C.device.type == "cpu"
-        and matrix_N_C.dtype in _DTYPES
-        and matrix_N_C.shape[1] % _LANES == 0
-        and matrix_N_C.stride(1) == 1
+        and numbers.device.type == "cpu"
+        and numbers.dtype in _DTYPES
+        and numbers.shape[-1] % _LANES == 0
+        and numbers.stride(-1) == 1
     )
 
 
 def inner(matrix_N_C: Tensor, factor_R_C: Tensor) -> Tensor:
-    """Each row's products with the factor's rows, (N, R), float32; the library `multiplies` such a matrix."""
+    """Each row's products with the factor's rows, (N, R), float32; the library `takes` such a matrix."""
     inner_N_R = matrix_N_C.new_empty(len(matrix_N_C), len(factor_R_C), dtype=torch.float32)
     starts, factor_R_C = torch.tensor([0, len(matrix_N_C)]), factor_R_C.contiguous()
-    _loaded().veneer_inner(_product(matrix_N_C, starts, inner_N_R, factor_R_C))
+    loaded().veneer_inner(_product(matrix_N_C, starts, inner_N_R, factor_R_C))
     return inner_N_R
 
 
 def add(matrix_N_C: Tensor, inner_N_R: Tensor, factor_R_C: Tensor) -> None:
     """Adds combinations of the factor's rows, weights float32, to a matrix where it lies, rounded once."""
     starts, factor_R_C = torch.tensor([0, len(matrix_N_C)]), factor_R_C.contiguous()
-    _loaded().veneer_add(_product(matrix_N_C, starts, inner_N_R, factor_R_C))
+    loaded().veneer_add(_product(matrix_N_C, starts, inner_N_R, factor_R_C))
 
 
 def outer(inner_N_R: Tensor, matrix_N_C: Tensor) -> Tensor:
     """Combinations of a matrix's rows, weights float32: (R, C), float32."""
     factor_R_C = inner_N_R.new_empty(inner_N_R.shape[1], matrix_N_C.shape[1])
     starts = torch.tensor([0, len(matrix_N_C)])
-    _loaded().veneer_outer(_product(matrix_N_C, starts, inner_N_R, factor_R_C))
+    loaded().veneer_outer(_product(matrix_N_C, starts, inner_N_R, factor_R_C))
     return factor_R_C
 
 
@@ -116,20 +130,21 @@ class Updates:
         """Adds to the outputs where they lie, rounded once.
 
         Args:
-            input_T_I: what the linears read, of the outputs' dtype; the library `multiplies` both.
+            input_T_I: what the linears read, of the outputs' dtype; the library `takes` both.
             output_T_O: what they made of it.
             by_adapter_N: which tokens wear something, adapter by adapter.
             starts: where each adapter's begin among those, and where the last ones end.
         """
         inner_N_PR = torch.empty(len(by_adapter_N), self._a.rank)
-        _loaded().veneer_update(
+        loaded().veneer_update(
             ctypes.addressof(self._a), ctypes.addressof(self._b), len(self._b), by_adapter_N.data_ptr(),
             starts.data_ptr(), inner_N_PR.data_ptr(), input_T_I.data_ptr(), input_T_I.stride(0),
             output_T_O.data_ptr(), output_T_O.stride(0), output_T_O.dtype is torch.bfloat16,
         )  # fmt: skip
 
 
-def _loaded() -> ctypes.CDLL:
+def loaded() -> ctypes.CDLL:
+    """The library, of who has been told that it takes a tensor."""
     assert _LIBRARY is not None  # noqa: S101  # who asks has been told that it multiplies
     return _LIBRARY
 
@@ -160,7 +175,7 @@ def most_tokens(key_L_B_C_G_K: Tensor, heads: int) -> int:
         key_L_B_C_G_K: the memory of keys, in blocks; that of values is alike.
         heads: H, of the queries.
     """
-    *_, block_tokens, _, width = key_L_B_C_G_K.shape
+    *_, block_tokens, groups, width = key_L_B_C_G_K.shape
     fits = (
         AVAILABLE
         and key_L_B_C_G_K.device.type == "cpu"
@@ -168,7 +183,7 @@ def most_tokens(key_L_B_C_G_K: Tensor, heads: int) -> int:
         and block_tokens == BLOCK_TOKENS
         and width % _LANES == 0
     )
-    return min(_MOST_TOKENS, _MOST_NUMBERS // (heads * width)) if fits else 0
+    return min(_MOST_TOKENS, _MOST_NUMBERS // (heads // groups * width)) if fits else 0
 
 
 class FewTokens:
@@ -178,22 +193,29 @@ class FewTokens:
         blocks: of each sequence, as many as its tokens fill at least.
         pasts: tokens of each that were before.
         queries: which of the pass's tokens are new ones of it.
-        groups: G, heads of keys.
+        shape: heads of queries, heads of keys, and numbers of each.
     """
 
     def __init__(
-        self, blocks: Sequence[Sequence[int]], pasts: Sequence[int], queries: Sequence[slice], groups: int
+        self,
+        blocks: Sequence[Sequence[int]],
+        pasts: Sequence[int],
+        queries: Sequence[slice],
+        shape: tuple[int, int, int],
     ) -> None:
+        heads, groups, width = shape
         tasks: list[tuple[int, ...]] = []
         table: list[int] = []
         self._tokens = 0
         read = [past + query.stop - query.start for past, query in zip(pasts, queries, strict=True)]
         share = max(1, sum(read) // torch.get_num_threads())
         for held, past, query, length in zip(blocks, pasts, queries, read, strict=True):
-            tokens, parts = query.stop - query.start, min(groups, -(-length // share))
+            tokens = query.stop - query.start
+            together = max(1, _MOST_NUMBERS // (heads // groups * width * tokens))  # heads of keys in a task
+            parts = min(groups, max(-(-length // share), -(-groups // together)))
             for part in range(parts):
-                heads = part * groups // parts, (part + 1) * groups // parts
-                tasks.append((len(table), past, tokens, query.start, self._tokens, *heads))
+                own = part * groups // parts, (part + 1) * groups // parts
+                tasks.append((len(table), past, tokens, query.start, self._tokens, *own))
             table += held
             self._tokens += tokens
         self._tasks = torch.tensor(tasks)
@@ -208,5 +230,5 @@ class FewTokens:
         scale = math.log2(math.e) / math.sqrt(width)  # for powers of two
         told = (heads, key_B_C_G_K.shape[2], width, query_T_H_K.dtype is torch.bfloat16, scale)
         call = _Pass(*(tensor.data_ptr() for tensor in tensors), *told)
-        _loaded().veneer_attend(call, self._tasks.data_ptr(), len(self._tasks))
+        loaded().veneer_attend(call, self._tasks.data_ptr(), len(self._tasks))
         return gathered_N_H_K

@@ -217,9 +217,10 @@ class PagedAttention:
 
     def _few(self, chunks: Sequence[Chunk], starts: Sequence[int]) -> native.FewTokens:
         queries = (slice(start, start + chunk.tokens) for chunk, start in zip(chunks, starts, strict=True))
-        groups = self._cache.key_L_B_C_G_K.shape[3]
+        *_, groups, width = self._cache.key_L_B_C_G_K.shape
+        shape = (groups * self._heads_of_key, groups, width)
         return native.FewTokens(
-            [chunk.blocks for chunk in chunks], [chunk.past for chunk in chunks], list(queries), groups
+            [chunk.blocks for chunk in chunks], [chunk.past for chunk in chunks], list(queries), shape
         )
 
     def _alone(self, chunk: Chunk, start: int) -> _Alone:

@@ -46,16 +46,18 @@ def test_the_three_products(
     before = wide.clone()
     expected = matrix.double() + inner.double() @ factor.double()
     add_products(matrix, inner, factor.T.contiguous().T)
-    assert_close(matrix, expected.to(dtype), **near if rounded or dtype is torch.float32 else {"rtol": 8e-3, "atol": 1e-2})
+    assert_close(
+        matrix, expected.to(dtype), **near if rounded or dtype is torch.float32 else {"rtol": 8e-3, "atol": 1e-2}
+    )
     for edge in (slice(16), slice(-16, None)):
         assert torch.equal(wide[:, edge], before[:, edge])
 
 
 def test_columns_that_the_library_does_not_take_are_torchs() -> None:
     matrix = numbers(1, 5, 40)
-    assert not native.multiplies(matrix)
-    assert not native.multiplies(numbers(1, 40, 5).T)
-    assert not native.multiplies(matrix[:, :32].half())
+    assert not native.takes(matrix)
+    assert not native.takes(numbers(1, 40, 5).T)
+    assert not native.takes(matrix[:, :32].half())
     assert_close(inner_products(matrix, matrix), matrix @ matrix.T)
 
 
