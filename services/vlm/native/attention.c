@@ -24,14 +24,6 @@ typedef struct {
   float scale;
 } Pass;
 
-INLINE float greatest(Floats x) {
-  for (int step = LANES / 2; step; step /= 2) {
-    Floats turned = __builtin_shuffle(x, LANE ^ step);
-    x = where(turned > x, turned, x);
-  }
-  return x[0];
-}
-
 /* `rows` (1 or 2) queries that read one head's keys, over the `tokens` first of a block; each sees its `seen` first. */
 INLINE void attend_block(int rows, int bfloat16, int64_t vectors, const Floats *query, Floats *sum, float *most,
                          float *weight, const void *key, const void *value, int64_t stride, int64_t tokens,

@@ -76,3 +76,11 @@ INLINE float total(Floats x) {
   for (int step = LANES / 2; step; step /= 2) x += __builtin_shuffle(x, LANE ^ step);
   return x[0];
 }
+
+INLINE float greatest(Floats x) {
+  for (int step = LANES / 2; step; step /= 2) {
+    Floats turned = __builtin_shuffle(x, LANE ^ step);
+    x = where(turned > x, turned, x);
+  }
+  return x[0];
+}

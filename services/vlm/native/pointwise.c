@@ -1,4 +1,4 @@
-/* Norms and gates, forward and backward: one pass over memory for what torch takes four to eight for. Arithmetic is
+/* Norms, gates and losses, forward and backward: one pass over memory for what torch takes four to eight for. Arithmetic is
  * float32's, rounded once. */
 #include <math.h>
 
@@ -110,4 +110,36 @@ void veneer_swiglu_grad(const void *gate_up, const void *grad, void *gate_up_gra
         gate_part_grad(1, gate_up, grad, gate_up_grad, row, width, FIRST, LAST);
       else
         gate_part_grad(0, gate_up, grad, gate_up_grad, row, width, FIRST, LAST);
+}
+
+INLINE void cross_entropy_row(int bf, void *logits, int64_t target, float *loss, int64_t at, int64_t width, int grad) {
+  const float log2_e = 1.44269504f;
+  Floats most = all(-INFINITY), sum[4] = {{0}};
+  for (int64_t i = 0; i < width; i += LANES) {
+    Floats x = load(logits, at + i, bf);
+    most = where(x > most, x, most);
+  }
+  const float greatest_ = greatest(most);
+  for (int64_t i = 0; i < width; i += LANES)
+    sum[i / LANES % 4] += power_of_two((load(logits, at + i, bf) - greatest_) * log2_e);
+  const float log_sum = greatest_ + logf(total(sum[0] + sum[1] + sum[2] + sum[3]));
+  const int64_t first = at + target / LANES * LANES, lane = target % LANES;
+  *loss = log_sum - load(logits, first, bf)[lane];
+  if (!grad) return;
+  Floats of_target = power_of_two((load(logits, first, bf) - log_sum) * log2_e);
+  of_target[lane] -= 1;
+  for (int64_t i = 0; i < width; i += LANES)
+    store(logits, at + i, power_of_two((load(logits, at + i, bf) - log_sum) * log2_e), bf);
+  store(logits, first, of_target, bf);
+}
+
+/* Each row's negative log-likelihood of its target; with `grad` the logits become the gradient of that. */
+void veneer_cross_entropy(void *logits, const int64_t *targets, float *losses, int64_t rows, int64_t width, int bfloat16,
+                          int grad) {
+#pragma omp parallel for
+  for (int64_t row = 0; row < rows; row++)
+    if (bfloat16)
+      cross_entropy_row(1, logits, targets[row], losses + row, row * width, width, grad);
+    else
+      cross_entropy_row(0, logits, targets[row], losses + row, row * width, width, grad);
 }

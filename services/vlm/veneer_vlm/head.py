@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from veneer_vlm.linear import Linear
+from veneer_vlm.pointwise import cross_entropy
 
 _SAMPLE = 4096  # rows that are looked at before all are
 _HASHED_AT_ONCE = 512  # rows: 8 MB of int64 at a hidden size of 2,048
@@ -84,11 +85,11 @@ class Head(Linear):
         """The negative log-likelihood (T,) of each target, float32."""
         distinct = self.distinct()
         if distinct is None:
-            return F.cross_entropy(super().project(input_T_I).float(), targets_T, reduction="none")
+            return cross_entropy(super().project(input_T_I), targets_T)
         # -log(exp(l_u) / sum_v n_v exp(l_v)) is the usual loss of l + log n, but for the n_u in its numerator.
         rows_T = distinct.row_V[targets_T]
         logits_T_U = F.linear(input_T_I, distinct.weight_U_D).float() + distinct.log_count_U
-        return F.cross_entropy(logits_T_U, rows_T, reduction="none") + distinct.log_count_U[rows_T]
+        return cross_entropy(logits_T_U, rows_T) + distinct.log_count_U[rows_T]
 
 
 def _hashes(rows_N_D: Tensor) -> Tensor:

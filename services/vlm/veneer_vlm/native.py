@@ -69,6 +69,8 @@ def _library() -> ctypes.CDLL | None:
     rows, norm, norm_grad = ctypes.POINTER(Rows), library.veneer_norm, library.veneer_norm_grad
     norm.argtypes, norm.restype = (rows, *[memory] * 4, ctypes.c_float), None
     norm_grad.argtypes, norm_grad.restype = (rows, *[memory] * 5), None
+    loss = library.veneer_cross_entropy
+    loss.argtypes, loss.restype = (*[memory] * 3, number, number, ctypes.c_int, ctypes.c_int), None
     for function, tensors in ((library.veneer_swiglu, 2), (library.veneer_swiglu_grad, 3)):
         function.argtypes, function.restype = (*[memory] * tensors, number, number, ctypes.c_int), None
     return library

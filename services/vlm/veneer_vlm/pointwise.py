@@ -1,7 +1,7 @@
-"""Norm and gate of a decoder layer, forward and backward: by the compiled library in one pass, else by torch.
+"""Norm, gate and loss, forward and backward: by the compiled library in one pass, else by torch.
 
-Owns what of them autograd remembers: the norm's input and a number a row, the gate's input. torch would keep half a
-dozen float32 copies of a norm's input in bfloat16.
+Owns what of them autograd remembers: the norm's input and a number a row, the gate's input, and of the loss its
+gradient, in the logits' own place. torch would keep half a dozen float32 copies of a norm's input in bfloat16.
 """
 
 from __future__ import annotations
@@ -36,6 +36,16 @@ def swiglu(gate_up_T_2W: Tensor) -> Tensor:
         gated: Tensor = _SwiGLU.apply(gate_up_T_2W)  # type: ignore[no-untyped-call]
         return gated
     return _swiglu(gate_up_T_2W)
+
+
+def cross_entropy(logits_T_V: Tensor, targets_T: Tensor) -> Tensor:
+    """The negative log-likelihood (T,) of each target, float32; the logits' memory may be used up."""
+    if not (native.takes(logits_T_V) and logits_T_V.is_contiguous()):
+        return F.cross_entropy(logits_T_V.float(), targets_T, reduction="none")
+    if logits_T_V.requires_grad and torch.is_grad_enabled():
+        losses_T: Tensor = _CrossEntropy.apply(logits_T_V, targets_T)  # type: ignore[no-untyped-call]
+        return losses_T
+    return _cross_entropy(logits_T_V, targets_T, gradient=False)
 
 
 class _Context(Protocol):
@@ -81,6 +91,20 @@ class _SwiGLU(torch.autograd.Function):
         return gate_up_grad_T_2W
 
 
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: _Context, logits_T_V: Tensor, targets_T: Tensor) -> Tensor:
+        grad_T_V = logits_T_V.detach()
+        losses_T = _cross_entropy(grad_T_V, targets_T, gradient=True)
+        ctx.save_for_backward(grad_T_V)
+        return losses_T
+
+    @staticmethod
+    def backward(ctx: _Context, losses_grad_T: Tensor) -> tuple[Tensor, None]:
+        (grad_T_V,) = ctx.saved_tensors
+        return grad_T_V * losses_grad_T.to(grad_T_V.dtype)[:, None], None
+
+
 def _norm(hidden: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The norm, contiguous, and what each row was multiplied by, float32."""
     normed = torch.empty_like(hidden, memory_format=torch.contiguous_format)
@@ -103,3 +127,21 @@ def _swiglu(gate_up_T_2W: Tensor) -> Tensor:
         gate_up_T_2W.data_ptr(), gated_T_W.data_ptr(), rows, width, gate_up_T_2W.dtype is torch.bfloat16
     )
     return gated_T_W
+
+
+def _cross_entropy(logits_T_V: Tensor, targets_T: Tensor, *, gradient: bool) -> Tensor:
+    """The losses; with `gradient` the logits are that of each row's loss afterwards.
+
+    Raises:
+        IndexError: a target is none of the V ids.
+    """
+    rows, width = logits_T_V.shape
+    if rows and not 0 <= int(targets_T.min()) <= int(targets_T.max()) < width:
+        raise IndexError(f"targets must lie between 0 and {width - 1}")
+    targets_T = targets_T.contiguous()
+    losses_T = logits_T_V.new_empty(rows, dtype=torch.float32)
+    tensors = (logits_T_V, targets_T, losses_T)
+    native.loaded().veneer_cross_entropy(
+        *(tensor.data_ptr() for tensor in tensors), rows, width, logits_T_V.dtype is torch.bfloat16, gradient
+    )
+    return losses_T

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from veneer_vlm import native
-from veneer_vlm.pointwise import rms_norm, swiglu
+from veneer_vlm.pointwise import cross_entropy, rms_norm, swiglu
 
 pytestmark = pytest.mark.skipif(
     not native.AVAILABLE, reason="the library is for AVX-512, and compiled where a compiler is at hand"
@@ -90,3 +90,30 @@ def test_what_went_astray_stays_so_in_its_row(number: float) -> None:
         assert not found[0].isfinite().all()
         assert found.shape == (2, width)
         assert torch.equal(found[1], right[1])
+
+
+@pytest.mark.parametrize("dtype", list(BITS))
+@pytest.mark.parametrize(("tokens", "ids"), [(0, 16), (1, 16), (5, 48), (3, 2064), (2, 151_936)])
+def test_a_loss_and_its_gradient(dtype: torch.dtype, tokens: int, ids: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = numbers(1, tokens, ids).mul_(4)
+    values[:1] += torch.linspace(-500, 500, ids)  # one of them takes all
+    values = values.to(dtype)
+    targets = torch.randint(ids, (tokens,), generator=torch.Generator().manual_seed(2))
+    wide = values.double().requires_grad_()
+    right = F.cross_entropy(wide, targets, reduction="none")
+    right.sum().backward()
+    monkeypatch.setattr(F, "cross_entropy", lambda *_: pytest.fail("torch did it"))
+    assert_close(cross_entropy(values.clone(), targets).double(), right.detach(), rtol=1e-5, atol=1e-4)
+    logits = values.clone().requires_grad_()
+    losses = cross_entropy(logits * 1, targets)
+    assert losses.dtype is torch.float32
+    assert_close(losses.detach().double(), right.detach(), rtol=1e-5, atol=1e-4)
+    (grad,) = torch.autograd.grad((losses * 2).sum(), logits)
+    assert wide.grad is not None
+    assert_close(grad.double(), 2 * wide.grad, **BITS[dtype])
+
+
+def test_a_target_that_is_no_id_is_refused() -> None:
+    for target in (-1, 16):
+        with pytest.raises(IndexError, match="between 0 and 15"):
+            cross_entropy(numbers(1, 1, 16), torch.tensor([target]))
