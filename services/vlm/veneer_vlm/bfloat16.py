@@ -15,7 +15,7 @@ SUPPORTED = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supp
 """Whether this CPU has products of bfloat16 matrices of its own."""
 
 _LAID_OUT_FOR = 8  # tokens: of those that were tried the best layout for 4 to 16, and none is better for 512
-_LEAST = 4  # tokens: a product of fewer reads more slowly than one of so many
+_LEAST = 5  # tokens: a product of fewer reads more slowly than one of so many
 
 
 def pack(model: VisionLanguageModel) -> None:
