@@ -1,7 +1,7 @@
 """The way to a library that is compiled with the project, from `services/vlm/native`.
 
-Attention of few tokens, and the products of low rank. Where there is no such library, or it is not for this CPU, torch
-does both.
+Owns the library: whether there is one for this CPU, what tensors it takes, and its calls of attention (few tokens over
+blocks) and of low rank; those of `pointwise` are made there. Where there is none torch does all of it.
 """
 
 import ctypes
@@ -147,7 +147,7 @@ class Updates:
 
 def loaded() -> ctypes.CDLL:
     """The library, of who has been told that it takes a tensor."""
-    assert _LIBRARY is not None  # noqa: S101  # who asks has been told that it multiplies
+    assert _LIBRARY is not None  # noqa: S101  # nobody asks who has not been told so
     return _LIBRARY
 
 

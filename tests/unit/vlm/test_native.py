@@ -1,6 +1,7 @@
 """The compiled attention: torch's numbers, and the same bits whoever else is in the pass."""
 
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -125,8 +126,10 @@ def test_scores_of_any_size_are_a_softmax() -> None:
 @needs_library
 def test_its_threads_are_torchs() -> None:
     """Two runtimes of OpenMP would each have their threads, and wait for one another's."""
-    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line}
-    assert len(mapped) == 1
+    program = "import veneer_vlm.native; print(open('/proc/self/maps').read())"
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert native.FILE.name in told
+    assert len({line.split()[-1] for line in told.splitlines() if "libgomp" in line}) == 1
 
 
 @needs_library

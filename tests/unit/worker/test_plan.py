@@ -10,6 +10,7 @@ from veneer.trainer.v1 import model_pb2, training_job_pb2
 from veneer_rpc.errors import InvalidArgument
 from veneer_trainer.worker.loop.plan import sealed
 from veneer_trainer.worker.refusal import Refused
+from veneer_vlm import native
 
 Bench = Any  # the fixture's class in conftest.py
 
@@ -64,3 +65,14 @@ def test_what_this_worker_does_not_do_is_refused(bench: Bench) -> None:
         bench.plan(lora={"use_dora": True})
     with pytest.raises(InvalidArgument, match="matches no linear"):
         bench.plan(lora={"target_modules": ["nothing"]})
+
+
+def test_a_record_says_by_what_a_job_was_computed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the compiled library the last bits are others than with torch's own calls."""
+    records = []
+    for available in (True, False):
+        monkeypatch.setattr(native, "AVAILABLE", available)
+        records.append(bench.plan().numerics(1))
+    with_library, without = records
+    assert {name for name in with_library if with_library[name] != without[name]} == {"instructions"}
+    assert without["instructions"] == torch.backends.cpu.get_cpu_capability()
