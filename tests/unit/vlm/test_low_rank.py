@@ -64,17 +64,18 @@ def test_columns_that_the_library_does_not_take_are_torchs() -> None:
 @pytest.mark.skipif(not native.AVAILABLE, reason="the library is for AVX-512, and compiled where a compiler is at hand")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("threads", [1, 2])
-def test_what_tokens_of_several_adapters_get(dtype: torch.dtype, threads: int) -> None:
+@pytest.mark.parametrize("width", [32, 1360])
+def test_what_tokens_of_several_adapters_get(dtype: torch.dtype, threads: int, width: int) -> None:
     """Each its own adapter's update and the same bits as alone; who wears nothing gets nothing."""
     before_threads = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         a, b = (
             numbers(1, 3, 2 * 5, 48, dtype=dtype),
-            [numbers(2, 3, 5, 16, dtype=dtype), numbers(3, 3, 5, 32, dtype=dtype)],
+            [numbers(2, 3, 5, 16, dtype=dtype), numbers(3, 3, 5, width, dtype=dtype)],
         )
         updates = native.Updates(a, b, [0, 32])
-        inputs, outputs = numbers(4, 9, 48, dtype=dtype), numbers(5, 9, 64, dtype=dtype)
+        inputs, outputs = numbers(4, 9, 48, dtype=dtype), numbers(5, 9, 32 + width, dtype=dtype)
         own = [[7, 0, 3, 8, 1, 2], [], [5]]  # tokens 4 and 6 wear nothing, nobody the second adapter
         before, rows = outputs.clone(), torch.tensor(own[0] + own[2])
         updates.add(inputs, outputs, rows, torch.tensor([0, 6, 6, 7]))
@@ -93,3 +94,12 @@ def test_what_tokens_of_several_adapters_get(dtype: torch.dtype, threads: int) -
         assert torch.equal(outputs[:, 16:32], before[:, 16:32])
     finally:
         torch.set_num_threads(before_threads)
+
+
+@pytest.mark.skipif(not native.AVAILABLE, reason="the library is for AVX-512, and compiled where a compiler is at hand")
+def test_what_is_not_a_number_is_none_in_bfloat16_either() -> None:
+    """One whose bits are all set would be rounded up to a zero."""
+    astray = torch.tensor([[-1]], dtype=torch.int32).view(torch.float32)
+    matrix = torch.zeros(1, 16, dtype=torch.bfloat16)
+    native.add(matrix, astray, torch.ones(1, 16))
+    assert matrix.isnan().all()

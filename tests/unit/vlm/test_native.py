@@ -144,6 +144,17 @@ def test_how_many_tokens_it_takes() -> None:
     assert of(2, 9, BLOCK_TOKENS, 8, 128, heads=16, dtype=torch.float16) == 0
 
 
+@needs_library
+@pytest.mark.parametrize("shape", [(64, 4, 256), (16, 8, 128), (8, 1, 16)])
+def test_a_task_fits_a_threads_stack_and_all_heads_are_some_tasks(shape: tuple[int, int, int]) -> None:
+    heads, groups, width = shape
+    tokens = most_tokens(torch.empty(1, 2, BLOCK_TOKENS, groups, width), heads)
+    tasks = FewTokens([[0] * 9], [100], [slice(0, tokens)], shape)._tasks
+    for first, last in tasks[:, -2:].tolist():
+        assert (last - first) * heads // groups * tokens * width <= native._MOST_NUMBERS
+    assert [head for first, last in tasks[:, -2:].tolist() for head in range(first, last)] == list(range(groups))
+
+
 @pytest.fixture
 def compiling(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     """The module that compiles, into another folder."""
