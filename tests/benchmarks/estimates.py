@@ -34,6 +34,7 @@ from veneer_cluster import base, credentials
 from veneer_cluster.folder import Folder
 from veneer_cluster.programs import FLAGS, free_ports
 from veneer_trainer.worker.loop.calibration import gemm_flops_per_s
+from veneer_vlm import bfloat16
 
 ROWS = 64
 ALL = "decoder+merger+vision"
@@ -139,7 +140,7 @@ def watched(client: Client, job: str, worker: psutil.Process) -> tuple[float, fl
             began_s = time.perf_counter()
             with suppress(psutil.NoSuchProcess):
                 children[0].suspend()
-                rates.append(gemm_flops_per_s(torch.float32, "cpu"))
+                rates.append(gemm_flops_per_s(torch.bfloat16 if bfloat16.SUPPORTED else torch.float32, "cpu"))
                 children[0].resume()
             held_s += time.perf_counter() - began_s
         time.sleep(LOOK_EVERY_S)
