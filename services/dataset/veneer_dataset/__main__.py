@@ -1,6 +1,7 @@
 """The dataset service's process: `python -m veneer_dataset --help`. The only place where its parts are wired."""
 
 import asyncio
+import gc
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -115,6 +116,8 @@ async def serve(settings: DatasetSettings) -> None:
         address = await server.start()
         collecting = asyncio.create_task(_collect(settings, blobs, partial_blobs, sources))
         stack.push_async_callback(_ended, collecting)
+        gc.collect()
+        gc.freeze()  # what was made by now stays: looking through it again and again is a twentieth of a reader's time
         server.health.set_serving(SERVICE, True)
         print(f"veneer_dataset listening on {address}", flush=True)
         await server.run()

@@ -46,8 +46,8 @@ class BlobStore(Protocol):
             FileNotFoundError: there is nothing there.
         """
 
-    def at_hand(self, location: str, size_bytes: int) -> bytes | bytearray | None:
-        """Returns what `whole` does where no disk or network is waited for; None where one would be, or may be."""
+    def at_hand(self, location: str, into: memoryview) -> bool:
+        """Puts a blob of that many bytes there; returns False where a disk or network would be waited for, or may be."""
 
     def delete(self, location: str) -> None:
         """Removes it; nothing happens where there is none."""

@@ -61,6 +61,8 @@ def connection_options(keepalive_s: float, keepalive_timeout_s: float) -> list[t
         ("grpc.http2.ping_timeout_ms", round(keepalive_timeout_s * 1000)),
         ("grpc.http2.max_pings_without_data", 0),  # else pings stop on a silent stream
         # A service that is back is found within seconds, not within the core's two minutes.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 2000),
     ]
 

@@ -29,8 +29,10 @@ class MemoryBlobs:
     def whole(self, location: str, size_bytes: int) -> bytes:
         return b"".join(self.read(location))
 
-    def at_hand(self, location: str, size_bytes: int) -> bytes | None:
-        return self.whole(location, size_bytes) if location in self._blobs else None
+    def at_hand(self, location: str, into: memoryview) -> bool:
+        data = self.whole(location, len(into)) if location in self._blobs else b""
+        into[: len(data)] = data[: len(into)]
+        return location in self._blobs and len(data) >= len(into)
 
     def delete(self, location: str) -> None:
         self._blobs.pop(location, None)

@@ -1,8 +1,10 @@
 """Jobs whose worker, trainer or dataset service dies, leaves or is told to: they go on where they were."""
 
+import contextlib
 import signal
 from typing import Any
 
+import grpc
 import pytest
 
 from veneer.trainer.v1 import training_service_pb2 as jobs_pb
@@ -73,6 +75,8 @@ def test_sigterm_then_a_pause_then_kill_9_of_the_trainer(cluster: Cluster, versi
 def test_a_dataset_service_that_is_away_is_waited_for(cluster: Cluster, version: str) -> None:
     job = cluster.create(version, "postponed", steps=2)
     cluster.dataset_process.close()
+    with pytest.raises(grpc.RpcError, match="the dataset service does not answer"):
+        cluster.create(version, "refused", steps=2)
     worker = cluster.worker("patient", dataset_patience_s="0.3")
     until(lambda: cluster.get(job).HasField("retry_time"))
     waiting = cluster.get(job)
@@ -82,4 +86,13 @@ def test_a_dataset_service_that_is_away_is_waited_for(cluster: Cluster, version:
     done = cluster.ended(job)
     assert done.adapter_version, done.failure
     assert {attempt.failure.reason for attempt in done.attempts} == {"DATASET_UNAVAILABLE", ""}
+    until(lambda: accepted(cluster, version), 5)  # the trainer finds it again by itself
     worker.close()
+
+
+def accepted(cluster: Cluster, version: str) -> bool:
+    with contextlib.suppress(grpc.RpcError):
+        name = cluster.create(version, "postponed-too", steps=2)
+        cluster.jobs().CancelTrainingJob(jobs_pb.CancelTrainingJobRequest(name=name))
+        return True
+    return False

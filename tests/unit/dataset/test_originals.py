@@ -1,7 +1,7 @@
 """Pictures as uploaded are read where all calls are served only as far as they are in memory."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,16 +38,18 @@ class Blobs:
     def __init__(self, cold: set[str]) -> None:
         self.cold, self.read = cold, dict[str, threading.Thread]()
 
-    def at_hand(self, blob: Blob) -> bytes | None:
-        return None if blob.location in self.cold else self._content(blob)
+    def at_hand(self, location: str, into: memoryview) -> bool:
+        if location not in self.cold:
+            into[:] = self._content(location)
+        return location not in self.cold
 
     def whole(self, blob: Blob) -> bytes:
         assert threading.current_thread() is not LOOP
-        return self._content(blob)
+        return self._content(blob.location)
 
-    def _content(self, blob: Blob) -> bytes:
-        self.read[blob.location] = threading.current_thread()
-        return blob.location.encode().ljust(SIZE_BYTES)
+    def _content(self, location: str) -> bytes:
+        self.read[location] = threading.current_thread()
+        return location.encode().ljust(SIZE_BYTES)
 
 
 def opened(*_: object) -> Any:  # noqa: ANN401
@@ -63,10 +65,18 @@ async def test_only_what_is_in_memory_is_read_on_the_loop(cold: set[str]) -> Non
     sources: Any = SimpleNamespace(opened=opened)
     examples = Examples(versions, blobs, None, sources)  # type: ignore[arg-type]  # nothing is resized
     wanted = Wanted("train", None, 0, 0, PictureForm.ORIGINAL, None, batched=False)
-    pieces = [piece async for piece in drawn(lambda: examples.read("t", stored, wanted), in_threads=False)]
-    assert all(isinstance(piece, Piece) for piece in pieces)
-    assert [body for piece in pieces for body in piece.bodies] == [b"row %d" % each for each in range(ROWS)]
-    assert [int(content) for piece in pieces for ((_, content),) in piece.contents] == list(range(ROWS))
+
+    def read() -> Iterator[tuple[int, list[bytes], list[int]] | None]:
+        for piece in examples.read("t", stored, wanted):
+            if piece is None:
+                yield None
+            else:
+                assert isinstance(piece, Piece)
+                yield piece.first, list(piece.bodies), [int(bytes(content)) for ((_, content),) in piece.contents]
+
+    pieces = [piece async for piece in drawn(read, in_threads=False)]
+    assert [body for _, bodies, _ in pieces for body in bodies] == [b"row %d" % each for each in range(ROWS)]
+    assert [content for _, _, contents in pieces for content in contents] == list(range(ROWS))
     on_loop = sum(thread is LOOP for thread in blobs.read.values())
     assert (on_loop > ROWS // 3) == (len(cold) < 3), on_loop
-    assert np.diff([piece.first for piece in pieces]).tolist() == [len(piece.bodies) for piece in pieces[:-1]]
+    assert np.diff([first for first, _, _ in pieces]).tolist() == [len(bodies) for _, bodies, _ in pieces[:-1]]

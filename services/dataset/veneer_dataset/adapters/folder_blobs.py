@@ -49,20 +49,19 @@ class FolderBlobs:
         finally:
             os.close(descriptor)
 
-    def at_hand(self, location: str, size_bytes: int) -> bytearray | None:
+    def at_hand(self, location: str, into: memoryview) -> bool:
         """See BlobStore. The name is looked up, which may cost a look at the folder; the bytes are in memory."""
         if not _READS_AT_ONCE:
-            return None
-        data = bytearray(size_bytes)
+            return False
         try:
             descriptor = os.open(f"{self._folder}/{location}", os.O_RDONLY)
             try:
-                read_bytes = os.preadv(descriptor, [data], 0, os.RWF_NOWAIT)
+                read_bytes = os.preadv(descriptor, [into], 0, os.RWF_NOWAIT)
             finally:
                 os.close(descriptor)
         except OSError:  # it is not in memory, or not there at all: `whole` finds out
-            return None
-        return data if read_bytes == size_bytes else None
+            return False
+        return read_bytes == len(into)
 
     def delete(self, location: str) -> None:
         """See BlobStore."""

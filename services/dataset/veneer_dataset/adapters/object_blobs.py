@@ -40,8 +40,9 @@ class ObjectBlobs:
         """See BlobStore."""
         return b"".join(self.read(location))
 
-    def at_hand(self, location: str, size_bytes: int) -> None:
+    def at_hand(self, location: str, into: memoryview) -> bool:
         """See BlobStore."""
+        return False
 
     def delete(self, location: str) -> None:
         """See BlobStore."""

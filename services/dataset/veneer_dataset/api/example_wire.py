@@ -106,11 +106,18 @@ def _framed(
 
 def _filled(body: bytes, contents: Sequence[tuple[PictureHole, Content]]) -> tuple[_Pieces, list[bytes]]:
     """A row's bytes with its pictures put in, and PictureChunks with what of them does not fit into one message."""
-    parts: list[tuple[PictureHole, _Pieces]] = []
+    pieces: _Pieces = []
     chunks: list[bytes] = []
-    grown_bytes: dict[int, int] = {}  # by where a message begins
     room_bytes = MAX_PIECE_BYTES
+    message_at, head_at, size_bytes, done = -1, 0, 0, 0
     for number, (hole, content) in enumerate(contents):
+        if hole.message_at != message_at:
+            if message_at >= 0:
+                pieces[head_at] = _head(3, size_bytes)
+            message_at = hole.message_at
+            content_at, end = _span(body, message_at)
+            pieces += (body[done:message_at], b"")  # the message's head, when its pictures are known
+            head_at, size_bytes, done = len(pieces) - 1, end - content_at, content_at
         data = np.ascontiguousarray(content).reshape(-1).data if isinstance(content, np.ndarray) else content
         inline = data if len(data) <= room_bytes else memoryview(data)[:room_bytes]
         room_bytes -= len(inline)
@@ -121,21 +128,14 @@ def _filled(body: bytes, contents: Sequence[tuple[PictureHole, Content]]) -> tup
             part = _field(2, _field(2, _field(3, picture)))
         else:
             part = [_file_head(len(inline)), inline]
-        parts.append((hole, part))
-        grown_bytes[hole.message_at] = grown_bytes.get(hole.message_at, 0) + sum(map(len, part)) - _HOLE_BYTES
+        pieces += (body[done : hole.part_at], *part)
+        size_bytes += sum(map(len, part)) - _HOLE_BYTES
+        done = hole.part_at + _HOLE_BYTES
         for start in range(len(inline), len(data), MAX_PIECE_BYTES):
             chunk = [*_number(1, number), *_field(2, [memoryview(data)[start : start + MAX_PIECE_BYTES]])]
             chunks.append(b"".join(_field(2, chunk)))
-    pieces: _Pieces = []
-    message_at, done = -1, 0
-    for hole, part in parts:
-        if hole.message_at != message_at:
-            message_at = hole.message_at
-            content_at, end = _span(body, message_at)
-            pieces += (body[done:message_at], _head(3, end - content_at + grown_bytes[message_at]))
-            done = content_at
-        pieces += (body[done : hole.part_at], *part)
-        done = hole.part_at + _HOLE_BYTES
+    if message_at >= 0:
+        pieces[head_at] = _head(3, size_bytes)
     pieces.append(body[done:])
     return pieces, chunks
 

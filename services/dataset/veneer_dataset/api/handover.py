@@ -11,7 +11,7 @@ _END: Final = object()
 
 
 async def drawn(make: Callable[[], Iterator[_T | None]], *, in_threads: bool = True) -> AsyncIterator[_T]:
-    """Yields what an iterator yields save None, and is one step ahead of its reader; the iterator is closed in the end.
+    """Yields what an iterator yields save None; the iterator is closed in the end. Threads are one step ahead.
 
     Args:
         make: makes the iterator.
@@ -20,26 +20,27 @@ async def drawn(make: Callable[[], Iterator[_T | None]], *, in_threads: bool = T
     """
     iterator = make()
 
-    async def here() -> _T | object | None:
-        return next(iterator, _END)
+    def following() -> "asyncio.Task[_T | object | None]":
+        return asyncio.create_task(in_thread(next, iterator, _END))
 
-    def following(waits: bool) -> "asyncio.Task[_T | object | None]":
-        return asyncio.create_task(in_thread(next, iterator, _END) if waits else here())
-
-    ahead = following(waits=True)
+    ahead: asyncio.Task[_T | object | None] | None = following()
     try:
         while True:
-            await asyncio.wait({ahead})  # awaited by itself it would end with a reader who leaves, its thread would not
-            item = ahead.result()
+            if ahead is None:
+                item = next(iterator, _END)
+            else:
+                await asyncio.wait({ahead})  # awaited by itself it would end with a reader who leaves, its thread not
+                item = ahead.result()
             if item is _END:
                 return
-            ahead = following(in_threads or item is None)
+            ahead = following() if in_threads or item is None else None
             if item is not None:
                 yield item  # type: ignore[misc]  # not the sentinel
     finally:
-        await asyncio.wait({ahead})  # a generator cannot be closed while it runs
-        if not ahead.cancelled():
-            ahead.exception()  # seen here, if the reader left before it came to it
+        if ahead is not None:
+            await asyncio.wait({ahead})  # a generator cannot be closed while it runs
+            if not ahead.cancelled():
+                ahead.exception()  # seen here, if the reader left before it came to it
         close = getattr(iterator, "close", None)
         if close is not None:
             await in_thread(close)

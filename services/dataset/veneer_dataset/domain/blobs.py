@@ -92,9 +92,9 @@ class Blobs:
             raise DataLoss("BLOB_LOST", f"blob {blob.digest} lacks {blob.size_bytes - len(data)} bytes")
         return data
 
-    def at_hand(self, blob: Blob) -> bytes | bytearray | None:
-        """All bytes of a blob where no disk or network is waited for; None where one may be."""
-        return self._store.at_hand(blob.location, blob.size_bytes)
+    def at_hand(self, location: str, into: memoryview) -> bool:
+        """Puts all bytes of a blob there where no disk or network is waited for; False where one may be."""
+        return self._store.at_hand(location, into)
 
     def add(self, tenant: str, files: Sequence[tuple[str, Path]]) -> None:
         """Takes whole files in, by the digest of each; they are moved. One that was there already stays."""

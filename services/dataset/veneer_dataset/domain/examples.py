@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from veneer_dataset.domain.blobs import Blob, Blobs
-from veneer_dataset.domain.packed import PackedPicture, PackedRow, PictureHole, RowSources, deleted
+from veneer_dataset.domain.packed import PackedPicture, PictureHole, RowSources, deleted
 from veneer_dataset.domain.tokens import Counting
 from veneer_dataset.domain.versions import StoredVersion
 from veneer_dataset.ports import PackedRows, PictureResizer, VersionStore
@@ -24,7 +24,7 @@ _RESIZED_BYTES_AT_ONCE = 16 * 1024 * 1024
 _BYTES_AT_ONCE = 512 * 1024  # smaller messages cost more turns; larger ones leave a core's own cache on their way
 _LOOKS_EVERY_S = 0.1  # whether the version is still there
 
-Content = bytes | bytearray | NDArray[np.uint8]
+Content = bytes | memoryview | NDArray[np.uint8]
 """A picture's file, or its pixels, (height, width, 3)."""
 
 
@@ -66,7 +66,7 @@ class Piece(NamedTuple):
     Attributes:
         first: index of the first row.
         bodies: of each row, as PackedRow has them.
-        contents: of each row, what its pictures hold.
+        contents: of each row, what its pictures hold; the next piece takes the memory of files.
     """
 
     first: int
@@ -154,17 +154,16 @@ class Examples:
             some = rows.some_rows(order[at : at + _ORIGINALS_AT_ONCE])
             at += len(some)
             for row in some:
-                contents: list[Content] = []
+                contents: list[tuple[PictureHole, Content]] = []
                 for picture in row.pictures:
-                    blob = _blob(tenant, picture)
-                    content = None if waits else self._blobs.at_hand(blob)
-                    if content is None:
+                    content: Content = gathered.room(picture.size_bytes)
+                    if waits or not self._blobs.at_hand(picture.location, content):
                         if not waits:
                             yield None
                             waits = True
-                        content = self._blobs.whole(blob)
-                    contents.append(content)
-                if (piece := gathered.with_row(row, contents)) is not None:
+                        content = self._blobs.whole(_blob(tenant, picture))
+                    contents.append((picture.hole, content))
+                if (piece := gathered.with_row(row.body, contents)) is not None:
                     yield piece
                     waits = False
         if (piece := gathered.rest()) is not None:
@@ -181,7 +180,8 @@ class Examples:
             digests = [each.hole.digest for row in some for each in row.pictures]
             resized = iter(self._resizer.resized(tenant, digests, pixels, contract_digest))
             for row in some:
-                if (piece := gathered.with_row(row, [next(resized) for _ in row.pictures])) is not None:
+                contents = [(each.hole, next(resized)) for each in row.pictures]
+                if (piece := gathered.with_row(row.body, contents)) is not None:
                     yield piece
         if (piece := gathered.rest()) is not None:
             yield piece
@@ -193,13 +193,25 @@ class _Gathered:
     def __init__(self, first: int) -> None:
         self._first, self._size_bytes = first, 0
         self._bodies: list[bytes] = []
-        self._contents: list[list[tuple[PictureHole, Content]]] = []
+        self._contents: list[Sequence[tuple[PictureHole, Content]]] = []
+        self._room = memoryview(bytearray(2 * _BYTES_AT_ONCE))
+        self._free = 0
 
-    def with_row(self, row: PackedRow, contents: Sequence[Content]) -> Piece | None:
+    def room(self, size_bytes: int) -> memoryview:
+        """So many bytes for a picture of the next piece."""
+        at, self._free = self._free, self._free + size_bytes
+        if self._free > len(self._room):
+            self._free = at
+            return memoryview(bytearray(size_bytes))
+        return self._room[at : self._free]
+
+    def with_row(self, body: bytes, contents: Sequence[tuple[PictureHole, Content]]) -> Piece | None:
         """Takes a row; returns the piece that is large enough with it."""
-        self._bodies.append(row.body)
-        self._contents.append([(each.hole, content) for each, content in zip(row.pictures, contents, strict=True)])
-        self._size_bytes += len(row.body) + sum(map(_size_bytes, contents))
+        self._bodies.append(body)
+        self._contents.append(contents)
+        self._size_bytes += len(body)
+        for _, content in contents:
+            self._size_bytes += content.nbytes if isinstance(content, np.ndarray) else len(content)
         return self.rest() if self._size_bytes >= _BYTES_AT_ONCE else None
 
     def rest(self) -> Piece | None:
@@ -209,6 +221,7 @@ class _Gathered:
         piece = Piece(self._first, self._bodies, self._contents)
         self._first, self._size_bytes = self._first + len(self._bodies), 0
         self._bodies, self._contents = [], []
+        self._free = 0
         return piece
 
 
@@ -217,7 +230,3 @@ def _blob(tenant: str, picture: PackedPicture) -> Blob:
     if not picture.location:
         raise DataLoss("BLOB_LOST", f"blob {digest} is gone, though the version names it")
     return Blob(tenant, digest, picture.size_bytes, picture.location)
-
-
-def _size_bytes(content: Content) -> int:
-    return content.nbytes if isinstance(content, np.ndarray) else len(content)

@@ -1,7 +1,4 @@
-"""Channels of a worker: they come back within seconds of whoever was away, and carry a credential that may change.
-
-`veneer_rpc.channel` leaves gRPC's own back-off as it is, which grows to two minutes.
-"""
+"""Channels of a worker: for threads too, and with a credential a call that may change."""
 
 from __future__ import annotations
 
@@ -11,9 +8,6 @@ import grpc
 
 from veneer_rpc.addresses import is_local
 from veneer_rpc.channel import KEEPALIVE_S, KEEPALIVE_TIMEOUT_S, connection_options
-
-_FIRST_BACK_OFF_MS = 100
-_LONGEST_BACK_OFF_MS = 2000
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -40,10 +34,5 @@ def open_sync_channel(address: str, certificates_file: Path | None) -> grpc.Chan
 
 
 def _options(address: str) -> list[tuple[str, int]]:
-    options = [
-        *connection_options(KEEPALIVE_S, KEEPALIVE_TIMEOUT_S),
-        ("grpc.initial_reconnect_backoff_ms", _FIRST_BACK_OFF_MS),
-        ("grpc.min_reconnect_backoff_ms", _FIRST_BACK_OFF_MS),
-        ("grpc.max_reconnect_backoff_ms", _LONGEST_BACK_OFF_MS),
-    ]
+    options = connection_options(KEEPALIVE_S, KEEPALIVE_TIMEOUT_S)
     return [*options, ("grpc.enable_http_proxy", 0)] if is_local(address) else options
