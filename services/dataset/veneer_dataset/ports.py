@@ -47,7 +47,7 @@ class BlobStore(Protocol):
         """
 
     def at_hand(self, location: str, into: memoryview) -> bool:
-        """Puts a blob of that many bytes there; returns False where a disk or network would be waited for, or may be."""
+        """Puts a blob of that many bytes there; returns False where a disk or network would or may be waited for."""
 
     def delete(self, location: str) -> None:
         """Removes it; nothing happens where there is none."""

@@ -156,8 +156,8 @@ class Examples:
             for row in some:
                 contents: list[tuple[PictureHole, Content]] = []
                 for picture in row.pictures:
-                    content: Content = gathered.room(picture.size_bytes)
-                    if waits or not self._blobs.at_hand(picture.location, content):
+                    content: Content = (room := gathered.room(picture.size_bytes))
+                    if waits or not self._blobs.at_hand(picture.location, room):
                         if not waits:
                             yield None
                             waits = True
