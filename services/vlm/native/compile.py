@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-SOURCES = [Path(__file__).with_name(name) for name in ("attention.c", "low_rank.c", "pointwise.c")]
+SOURCES = [Path(__file__).with_name(name) for name in ("attention.c", "low_rank.c", "pointwise.c", "product.c")]
 LIBRARY = Path(__file__).parents[1] / "veneer_vlm" / "native_avx512.so"
 # Of AVX2 the compiler makes nothing that is faster than torch. What is not a number must stay so: no -ffast-math.
 _FLAGS = [

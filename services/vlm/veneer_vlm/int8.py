@@ -5,9 +5,9 @@ token's least to its greatest, found as they come (as in https://arxiv.org/abs/2
 one of them in a token the middle of its range halves its harm). The sums are integers, and exact: what a token gets
 depends on no other token of its pass, however many there are.
 
-oneDNN multiplies where the CPU has VNNI. One without it adds the products of two neighbours in sixteen bits, which
-saturate: there activations have 241 levels, an output's scale is such that two weights of one sign are 136 together at
-most (240 x 136 fits), and FBGEMM multiplies, in a third of oneDNN's time for a few rows.
+Where the CPU has VNNI the library multiplies, or oneDNN. One without it adds the products of two neighbours in sixteen
+bits, which saturate: there activations have 241 levels, an output's scale is such that two weights of one sign are 136
+together at most (240 x 136 fits), and FBGEMM multiplies, in a third of oneDNN's time for a few rows.
 """
 
 import functools
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from veneer_vlm import native
 from veneer_vlm.model import VisionLanguageModel
 
 SATURATES = not torch.cpu._is_vnni_supported()
@@ -92,13 +93,22 @@ class Int8Kernel:
             found_N_I, scale_N_1 = quantised_weight(rows_N_I)
             integers_N_I.copy_(found_N_I)
             scale_N.copy_(scale_N_1[:, 0])
+        whole_O = integers_O_I.sum(-1, dtype=torch.int32)
+        self._sum_O = whole_O * scale_O
+        self._bias_O = bias_O
+        self._weight: native.Weight | None = None
+        if native.MULTIPLIES[torch.int8] and native.Weight.packs(integers_O_I):
+            self._weight = native.Weight(integers_O_I)
+            self._of_outputs = _ZERO_POINT * whole_O, scale_O, self._sum_O
+            return
         by = _fbgemm if SATURATES and _has_fbgemm() else _onednn
         self._product = by(integers_O_I, scale_O)
-        self._sum_O = integers_O_I.sum(-1) * scale_O
-        self._bias_O = bias_O
 
     def __call__(self, input_T_I: Tensor) -> Tensor:
         """The product, (T, O), in the input's dtype."""
+        if self._weight is not None:
+            rows = native.quantised(input_T_I, _ZERO_POINT, _LEAST_SCALE)
+            return self._weight.product_int8(rows, self._bias_O, *self._of_outputs)
         integers_T_I, scale_T_1, middle_T_1 = quantised(input_T_I)
         output_T_O = self._product(integers_T_I).mul_(scale_T_1).addcmul_(middle_T_1, self._sum_O)
         if self._bias_O is not None:

@@ -1,13 +1,14 @@
 """The way to a library that is compiled with the project, from `services/vlm/native`.
 
 Owns the library: whether there is one for this CPU, what tensors it takes, and its calls of attention (few tokens over
-blocks) and of low rank; those of `pointwise` are made there. Where there is none torch does all of it.
+blocks), of low rank and of packed weights; those of `pointwise` are made there. Where there is none torch does it all.
 """
 
 import ctypes
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ BLOCK_TOKENS = 16
 """Of the blocks that keys and values must lie in."""
 
 _LANES = 16
+_GROUP_BYTES = 4
 _MOST_TOKENS = 32  # of a sequence: with more torch's products pay
 _MOST_NUMBERS = 1 << 16  # of a task's queries, which stand on a thread's stack and in a core's cache
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -33,7 +35,7 @@ class _Pass(ctypes.Structure):
     ]
 
 
-class _Product(ctypes.Structure):
+class _LowRank(ctypes.Structure):
     """`Product` in low_rank.c."""
 
     _fields_ = [
@@ -42,6 +44,17 @@ class _Product(ctypes.Structure):
         *((f"{name}_stride", ctypes.c_int64) for name in ("matrix", "inner", "factor")),
         *((name, ctypes.c_int64) for name in ("factor_of_set", "rank", "columns", "first_column")),
         *((name, ctypes.c_int) for name in ("matrix_bfloat16", "factor_bfloat16")),
+    ]
+
+
+class _Product(ctypes.Structure):
+    """`Product` in product.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("packed", "input", "bias", "output")),
+        *((name, ctypes.c_void_p) for name in ("row_scale", "row_middle", "output_scale", "output_sum", "shift")),
+        *((name, ctypes.c_int64) for name in ("rows", "outputs", "inputs", "input_stride", "output_stride")),
+        *((name, ctypes.c_int) for name in ("bias_bfloat16", "output_bfloat16")),
     ]
 
 
@@ -61,11 +74,17 @@ def _library() -> ctypes.CDLL | None:
     library.veneer_attend.argtypes = (ctypes.POINTER(_Pass), ctypes.c_void_p, ctypes.c_int64)
     library.veneer_attend.restype = None
     for function in (library.veneer_inner, library.veneer_add, library.veneer_outer):
-        function.argtypes, function.restype = (ctypes.POINTER(_Product),), None
+        function.argtypes, function.restype = (ctypes.POINTER(_LowRank),), None
     memory, number = ctypes.c_void_p, ctypes.c_int64
     update = library.veneer_update
     update.argtypes = (*[memory] * 2, number, *[memory] * 4, number, memory, number, ctypes.c_int)
     update.restype = None
+    library.veneer_pack.argtypes, library.veneer_pack.restype = (memory, memory, number, number), None
+    for function in (library.veneer_product, library.veneer_product_int8):
+        function.argtypes, function.restype = (ctypes.POINTER(_Product),), None
+    quantise = library.veneer_quantise
+    quantise.argtypes = (memory, number, ctypes.c_int, *[memory] * 3, number, number, ctypes.c_float, ctypes.c_float)
+    quantise.restype = None
     rows, norm, norm_grad = ctypes.POINTER(Rows), library.veneer_norm, library.veneer_norm_grad
     norm.argtypes, norm.restype = (rows, *[memory] * 4, ctypes.c_float), None
     norm_grad.argtypes, norm_grad.restype = (rows, *[memory] * 5), None
@@ -79,6 +98,14 @@ def _library() -> ctypes.CDLL | None:
 _LIBRARY = _library()
 AVAILABLE = _LIBRARY is not None
 """Whether there is a library, and this CPU can run it."""
+
+
+_AMX = torch.cpu._is_amx_tile_supported()  # oneDNN's products are then of another kind, and several times as fast
+MULTIPLIES = {
+    torch.bfloat16: AVAILABLE and torch.cpu._is_avx512_bf16_supported() and not _AMX,
+    torch.int8: AVAILABLE and torch.cpu._is_vnni_supported() and not _AMX,
+}
+"""Whether the library multiplies with weights of a dtype, and this CPU has nothing that is faster."""
 
 
 def takes(numbers: Tensor) -> bool:
@@ -126,7 +153,7 @@ class Updates:
     def __init__(self, a_S_PR_I: Tensor, b_P_S_R_O: Sequence[Tensor], columns: Sequence[int]) -> None:
         self._factors = (a_S_PR_I, *b_P_S_R_O)  # kept, as their addresses are
         self._a = _of_factors(a_S_PR_I)
-        self._b = (_Product * len(b_P_S_R_O))(*map(_of_factors, b_P_S_R_O, columns))
+        self._b = (_LowRank * len(b_P_S_R_O))(*map(_of_factors, b_P_S_R_O, columns))
 
     def add(self, input_T_I: Tensor, output_T_O: Tensor, by_adapter_N: Tensor, starts: Tensor) -> None:
         """Adds to the outputs where they lie, rounded once.
@@ -145,22 +172,103 @@ class Updates:
         )  # fmt: skip
 
 
+class Quantised(NamedTuple):
+    """Rows in eight bits.
+
+    Attributes:
+        integers_T_I: uint8.
+        scale_T: of each row, float32.
+        middle_T: what `zero` stands for in each row, float32.
+        dtype: of the numbers that these were.
+    """
+
+    integers_T_I: Tensor
+    scale_T: Tensor
+    middle_T: Tensor
+    dtype: torch.dtype
+
+
+def quantised(input_T_I: Tensor, zero: int, least_scale: float) -> Quantised:
+    """Rows (T, I), of whole vectors, in eight bits: `zero` is the middle of a row's range, twice that its greatest."""
+    input_T_I = input_T_I if input_T_I.stride(-1) == 1 else input_T_I.contiguous()
+    tokens, inputs = input_T_I.shape
+    integers_T_I = input_T_I.new_empty(tokens, inputs, dtype=torch.uint8)
+    scale_T, middle_T = input_T_I.new_empty(2, tokens, dtype=torch.float32)
+    loaded().veneer_quantise(
+        input_T_I.data_ptr(), input_T_I.stride(0), input_T_I.dtype is torch.bfloat16,
+        integers_T_I.data_ptr(), scale_T.data_ptr(), middle_T.data_ptr(), tokens, inputs, zero, least_scale,
+    )  # fmt: skip
+    return Quantised(integers_T_I, scale_T, middle_T, input_T_I.dtype)
+
+
+class Weight:
+    """A base's weight, packed: of a dtype that the library MULTIPLIES; `packs` says of which shapes."""
+
+    def __init__(self, weight_O_I: Tensor) -> None:
+        weight_O_I = weight_O_I.contiguous()
+        self.outputs, self.inputs = weight_O_I.shape
+        self._groups = self.inputs * weight_O_I.element_size() // _GROUP_BYTES
+        self._packed = torch.empty_like(weight_O_I)
+        loaded().veneer_pack(weight_O_I.data_ptr(), self._packed.data_ptr(), self.outputs, self._groups)
+
+    @staticmethod
+    def packs(weight_O_I: Tensor) -> bool:
+        """Whether outputs and inputs fill whole vectors."""
+        return all(size % _LANES == 0 for size in weight_O_I.shape)
+
+    def product(self, input_T_I: Tensor, bias_O: Tensor | None) -> Tensor:
+        """Of inputs in bfloat16 with a weight in it, (T, O), bfloat16, rounded once."""
+        if input_T_I.stride(-1) != 1 or input_T_I.stride(0) % 2:
+            input_T_I = input_T_I.contiguous()
+        output_T_O = input_T_I.new_empty(len(input_T_I), self.outputs)
+        loaded().veneer_product(self._call(input_T_I, input_T_I.stride(0) // 2, bias_O, output_T_O))
+        return output_T_O
+
+    def product_int8(
+        self, rows: "Quantised", bias_O: Tensor | None, shift_O: Tensor, scale_O: Tensor, sum_O: Tensor
+    ) -> Tensor:
+        """Of inputs with a weight in eight bits, (T, O), in the dtype that the inputs had.
+
+        Args:
+            rows: the inputs.
+            bias_O: float32 or bfloat16.
+            shift_O: what `zero` in every input makes of each output, int32.
+            scale_O: float32.
+            sum_O: of each output's weights, times its scale: float32.
+        """
+        output_T_O = rows.scale_T.new_empty(len(rows.integers_T_I), self.outputs, dtype=rows.dtype)
+        call = self._call(rows.integers_T_I, self._groups, bias_O, output_T_O)
+        call.row_scale, call.row_middle = rows.scale_T.data_ptr(), rows.middle_T.data_ptr()
+        call.output_scale, call.output_sum, call.shift = (each.data_ptr() for each in (scale_O, sum_O, shift_O))
+        loaded().veneer_product_int8(call)
+        return output_T_O
+
+    def _call(self, input_T_I: Tensor, stride: int, bias_O: Tensor | None, output_T_O: Tensor) -> _Product:
+        return _Product(
+            packed=self._packed.data_ptr(), input=input_T_I.data_ptr(), output=output_T_O.data_ptr(),
+            bias=None if bias_O is None else bias_O.data_ptr(),
+            bias_bfloat16=bias_O is not None and bias_O.dtype is torch.bfloat16,
+            rows=len(input_T_I), outputs=self.outputs, inputs=self._groups, input_stride=stride,
+            output_stride=self.outputs, output_bfloat16=output_T_O.dtype is torch.bfloat16,
+        )  # fmt: skip
+
+
 def loaded() -> ctypes.CDLL:
     """The library, of who has been told that it takes a tensor."""
     assert _LIBRARY is not None  # noqa: S101  # nobody asks who has not been told so
     return _LIBRARY
 
 
-def _of_factors(factor_S_R_C: Tensor, first_column: int = 0) -> _Product:
+def _of_factors(factor_S_R_C: Tensor, first_column: int = 0) -> _LowRank:
     """A product but for what changes from pass to pass."""
     sets, rank, columns = factor_S_R_C.shape
-    return _Product(
+    return _LowRank(
         factor=factor_S_R_C.data_ptr(), sets=sets, factor_stride=columns, factor_of_set=rank * columns, rank=rank,
         columns=columns, first_column=first_column, factor_bfloat16=factor_S_R_C.dtype is torch.bfloat16,
     )  # fmt: skip
 
 
-def _product(matrix_N_C: Tensor, starts: Tensor, inner_N_R: Tensor, factor_R_C: Tensor) -> _Product:
+def _product(matrix_N_C: Tensor, starts: Tensor, inner_N_R: Tensor, factor_R_C: Tensor) -> _LowRank:
     """Of all rows with one factor."""
     product = _of_factors(factor_R_C[None])
     product.matrix, product.matrix_stride = matrix_N_C.data_ptr(), matrix_N_C.stride(0)

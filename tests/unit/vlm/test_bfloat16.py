@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
+from veneer_vlm import native
 from veneer_vlm.bfloat16 import PackedKernel
 
 pytestmark = pytest.mark.skipif(
@@ -16,13 +17,35 @@ def numbers(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
 
 
+@pytest.fixture(params=[True, False], ids=["library", "oneDNN"])
+def by_library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    if request.param and not native.MULTIPLIES[torch.bfloat16]:
+        pytest.skip("needs the compiled library, and a CPU with products of bfloat16 and without AMX")
+    monkeypatch.setitem(native.MULTIPLIES, torch.bfloat16, request.param)
+    return bool(request.param)
+
+
+@pytest.mark.usefixtures("by_library")
 @pytest.mark.parametrize("biased", [True, False])
-@pytest.mark.parametrize("tokens", [0, 1, 3, 4, 8, 65])
-def test_a_product_is_that_of_the_weight_as_it_was(biased: bool, tokens: int) -> None:
-    weight = numbers(96, 80, seed=1)
-    bias = numbers(96, seed=3) if biased else None
+@pytest.mark.parametrize("outputs", [96, 104, 112, 128])
+@pytest.mark.parametrize("tokens", [*range(9), 13, 65])
+def test_a_product_is_that_of_the_weight_as_it_was(biased: bool, outputs: int, tokens: int) -> None:
+    weight = numbers(outputs, 80, seed=1)
+    bias = numbers(outputs, seed=3) if biased else None
     kernel = PackedKernel(weight, bias)
-    wide = numbers(tokens, 160, seed=2)
-    for given in (wide[:, :80].contiguous(), wide[:, ::2]):  # the second is not contiguous
+    wide = numbers(tokens, 175, seed=2)
+    for given in (wide[:, :80].contiguous(), wide[:, :80], wide[:, ::2][:, :80]):  # the others are not contiguous
         right = F.linear(given.float(), weight.float(), None if bias is None else bias.float())
         assert_close(kernel(given), right.bfloat16(), rtol=1e-2, atol=4e-3)
+
+
+@pytest.mark.parametrize("by_library", [True], indirect=True)
+def test_what_a_token_gets_depends_on_no_other_one(by_library: bool) -> None:
+    kernel, given = PackedKernel(numbers(160, 96, seed=1), None), numbers(70, 96, seed=2)
+    together = kernel(given)
+    assert all(torch.equal(together[:tokens], kernel(given[:tokens])) for tokens in range(1, 20))
+    given[3] = torch.nan
+    after = kernel(given)
+    assert after[3].isnan().all()
+    assert torch.equal(after[:3], together[:3])
+    assert torch.equal(after[4:], together[4:])

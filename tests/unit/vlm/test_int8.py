@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from veneer_vlm import int8
+from veneer_vlm import int8, native
 from veneer_vlm.int8 import Int8Kernel, quantise, quantised, quantised_weight
 from veneer_vlm.lora import Adapter, AdapterBatch, AdapterConfig
 from veneer_vlm.loss import token_losses
@@ -25,8 +25,13 @@ def numbers(*shape: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture(params=["FBGEMM", "oneDNN"])
+@pytest.fixture(params=["FBGEMM", "oneDNN", "library"])
 def _by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "library":
+        if not native.MULTIPLIES[torch.int8]:
+            pytest.skip("needs the compiled library, and a CPU with VNNI and without AMX")
+        return
+    monkeypatch.setitem(native.MULTIPLIES, torch.int8, False)
     if request.param == "oneDNN":
         monkeypatch.setattr(int8, "_has_fbgemm", lambda: False)
     elif not (int8.SATURATES and int8._has_fbgemm()):
@@ -37,10 +42,11 @@ def _by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tokens", [1, 3, 8, 65])
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_product_is_that_of_integers(dtype: torch.dtype, tokens: int, bias: bool) -> None:
-    weight, given = numbers(96, 64), numbers(tokens, 64, seed=2) * torch.logspace(-3, 3, tokens)[:, None]
+@pytest.mark.parametrize("outputs", [96, 112, 128])
+def test_a_product_is_that_of_integers(dtype: torch.dtype, tokens: int, bias: bool, outputs: int) -> None:
+    weight, given = numbers(outputs, 64), numbers(tokens, 64, seed=2) * torch.logspace(-3, 3, tokens)[:, None]
     given = given.to(dtype)
-    offset = numbers(96, seed=3) if bias else None
+    offset = numbers(outputs, seed=3) if bias else None
     left, left_scale, middle = quantised(given)
     right, right_scale = quantised_weight(weight)
     products = (left.long() @ right.long().T).double() * left_scale + right.sum(-1).double() * middle
