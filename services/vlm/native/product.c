@@ -40,67 +40,89 @@ INLINE Ints shift_of(const Product *p, int64_t column) {
   return shift;
 }
 
-INLINE void tile(int integers, int rows, int vectors, const Product *p, const Group *block, int64_t row, int64_t column) {
-  __m512i sum[ROWS][VECTORS]; /* float32, or integers */
+/* Adds to sums (rows, vectors), of float32 or integers, what so many groups of inputs give. All loops of few turns are
+ * unrolled, else the compiler stores the sums in every turn, and takes twice as long. */
+INLINE void multiply(int integers, int rows, int vectors, __m512i *sums, const Group *block, const Group *input,
+                     int64_t stride, int64_t groups) {
+  __m512i sum[ROWS][VECTORS];
+#pragma GCC unroll 8
   for (int r = 0; r < rows; r++)
-    for (int v = 0; v < vectors; v++) sum[r][v] = integers ? (__m512i)-shift_of(p, column + v * LANES) : (__m512i)all(0);
-  for (int64_t i = 0; i < p->inputs; i++, block += vectors * LANES) {
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; v++) sum[r][v] = _mm512_loadu_si512(sums + r * vectors + v);
+  for (int64_t i = 0; i < groups; i++, block += vectors * LANES) {
     __m512i weights[VECTORS];
+#pragma GCC unroll 8
     for (int v = 0; v < vectors; v++) {
       weights[v] = _mm512_loadu_si512(block + v * LANES);
       __builtin_prefetch(block + v * LANES + AHEAD, 0, 2); /* the CPU itself stops asking where a page ends */
     }
+#pragma GCC unroll 8
     for (int r = 0; r < rows; r++) {
-      const __m512i numbers = _mm512_set1_epi32((int)p->input[(row + r) * p->input_stride + i]);
-      for (int v = 0; v < vectors; v++)
-        sum[r][v] = integers ? _mm512_dpbusd_epi32(sum[r][v], numbers, weights[v])
-                             : (__m512i)_mm512_dpbf16_ps((__m512)sum[r][v], (__m512bh)weights[v], (__m512bh)numbers);
+      const __m512i numbers = _mm512_set1_epi32((int)input[r * stride + i]);
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; v++) {
+        if (integers)
+          sum[r][v] = _mm512_dpbusd_epi32(sum[r][v], numbers, weights[v]);
+        else
+          sum[r][v] = (__m512i)_mm512_dpbf16_ps((__m512)sum[r][v], (__m512bh)weights[v], (__m512bh)numbers);
+      }
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < rows; r++)
-    for (int v = 0; v < vectors; v++) {
-      const int64_t o = column + v * LANES;
-      Floats y = (Floats)sum[r][v];
-      if (integers)
-        y = __builtin_convertvector((Ints)sum[r][v], Floats) * load(p->output_scale, o, 0) * p->row_scale[row + r] +
-            p->row_middle[row + r] * load(p->output_sum, o, 0);
-      if (p->bias) y += load(p->bias, o, p->bias_bfloat16);
-      store(p->output, (row + r) * p->output_stride + o, y, p->output_bfloat16);
-    }
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; v++) _mm512_storeu_si512(sums + r * vectors + v, sum[r][v]);
 }
 
-INLINE void block_of(int integers, int vectors, const Product *p, int64_t column) {
-  const Group *block = p->packed + column * p->inputs;
-  int64_t row = 0;
-  for (; row + ROWS <= p->rows; row += ROWS) tile(integers, ROWS, vectors, p, block, row, column);
-  switch (p->rows - row) { /* the compiler must know how many, for sums to stand in registers */
-#define CASE(n)                                                                                                        \
-  case n:                                                                                                              \
-    tile(integers, n, vectors, p, block, row, column);                                                                 \
-    break;
-    CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7)
+/* A function for each size: only then does the compiler keep all sums in registers. */
+#define SIZED(integers, rows, vectors)                                                                                 \
+  static __attribute__((noinline)) void multiply_##integers##_##rows##_##vectors(                                      \
+      __m512i *sums, const Group *block, const Group *input, int64_t stride, int64_t groups) {                         \
+    multiply(integers, rows, vectors, sums, block, input, stride, groups);                                             \
   }
-}
+#define ALL(of, integers, vectors)                                                                                     \
+  of(integers, 1, vectors) of(integers, 2, vectors) of(integers, 3, vectors) of(integers, 4, vectors)                  \
+  of(integers, 5, vectors) of(integers, 6, vectors) of(integers, 7, vectors) of(integers, 8, vectors)
+ALL(SIZED, 0, 1) ALL(SIZED, 0, 2) ALL(SIZED, 0, 3) ALL(SIZED, 1, 1) ALL(SIZED, 1, 2) ALL(SIZED, 1, 3)
+#define NAMED(integers, rows, vectors) multiply_##integers##_##rows##_##vectors,
+static void (*const MULTIPLY[2][VECTORS][ROWS])(__m512i *, const Group *, const Group *, int64_t, int64_t) = {
+    {{ALL(NAMED, 0, 1)}, {ALL(NAMED, 0, 2)}, {ALL(NAMED, 0, 3)}},
+    {{ALL(NAMED, 1, 1)}, {ALL(NAMED, 1, 2)}, {ALL(NAMED, 1, 3)}},
+};
 
-INLINE void product(int integers, const Product *p) {
-#pragma omp parallel for schedule(dynamic, 1)
-  for (int64_t column = 0; column < p->outputs; column += BLOCK) switch (smaller(BLOCK, p->outputs - column) / LANES) {
-    case 1:
-      block_of(integers, 1, p, column);
-      break;
-    case 2:
-      block_of(integers, 2, p, column);
-      break;
-    default:
-      block_of(integers, VECTORS, p, column);
+/* The outputs of a block, `column` the first of them. */
+INLINE void product_of_block(int integers, const Product *p, int64_t column) {
+  const int vectors = smaller(BLOCK, p->outputs - column) / LANES;
+  const Group *block = p->packed + column * p->inputs;
+  for (int64_t row = 0; row < p->rows; row += ROWS) {
+    const int rows = smaller(ROWS, p->rows - row);
+    __m512i sum[ROWS * VECTORS];
+    for (int i = 0; i < rows * vectors; i++)
+      sum[i] = integers ? (__m512i)-shift_of(p, column + i % vectors * LANES) : _mm512_setzero_si512();
+    MULTIPLY[integers][vectors - 1][rows - 1](sum, block, p->input + row * p->input_stride, p->input_stride, p->inputs);
+    for (int i = 0; i < rows * vectors; i++) {
+      const int64_t r = row + i / vectors, o = column + i % vectors * LANES;
+      Floats y = (Floats)sum[i];
+      if (integers)
+        y = __builtin_convertvector((Ints)sum[i], Floats) * load(p->output_scale, o, 0) * p->row_scale[r] +
+            p->row_middle[r] * load(p->output_sum, o, 0);
+      if (p->bias) y += load(p->bias, o, p->bias_bfloat16);
+      store(p->output, r * p->output_stride + o, y, p->output_bfloat16);
     }
+  }
 }
 
 /* outputs = inputs weight^T + bias, inputs and weight in bfloat16, summed in float32 */
-void veneer_product(const Product *p) { product(0, p); }
+void veneer_product(const Product *p) {
+#pragma omp parallel for schedule(dynamic, 1)
+  for (int64_t column = 0; column < p->outputs; column += BLOCK) product_of_block(0, p, column);
+}
 
 /* The same of eight bits, whose sums are exact. */
-void veneer_product_int8(const Product *p) { product(1, p); }
+void veneer_product_int8(const Product *p) {
+#pragma omp parallel for schedule(dynamic, 1)
+  for (int64_t column = 0; column < p->outputs; column += BLOCK) product_of_block(1, p, column);
+}
 
 /* Rows in eight bits without a sign, `zero` the middle of each row's range; see `quantised` in int8.py. */
 void veneer_quantise(const void *from, int64_t stride, int bfloat16, uint8_t *to, float *scale, float *middle,
