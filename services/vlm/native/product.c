@@ -10,7 +10,7 @@
 
 #include <immintrin.h>
 
-enum { ROWS = 8, VECTORS = 3, BLOCK = VECTORS * LANES, AHEAD = 2048 };
+enum { ROWS = 8, VECTORS = 3, BLOCK = VECTORS * LANES, AHEAD = 2048, GROUPS_AT_ONCE = 2048, ROWS_AT_ONCE = 512, PAIRS_AHEAD = 48 };
 typedef uint32_t Group; /* two neighbouring inputs in bfloat16, or four in eight bits */
 
 /* `inputs` and `input_stride` count groups. Of eight bits: inputs without a sign, `shift` is what that adds to each
@@ -122,6 +122,74 @@ void veneer_product(const Product *p) {
 void veneer_product_int8(const Product *p) {
 #pragma omp parallel for schedule(dynamic, 1)
   for (int64_t column = 0; column < p->outputs; column += BLOCK) product_of_block(1, p, column);
+}
+
+/* A stored weight's groups of 16 outputs, turned: `block` has a row for each group. */
+INLINE void turn(const Group *weight, int64_t stride, int64_t groups, Group *block, int64_t block_stride) {
+  int64_t i = 0;
+  for (; i + LANES <= groups; i += LANES) {
+    Ints rows[LANES], turned[LANES];
+    for (int r = 0; r < LANES; r++) memcpy(rows + r, weight + r * stride + i, sizeof *rows);
+    for (int level = 0, step = 1; step < LANES; level++, step *= 2) {
+      for (int r = 0; r < LANES; r++)
+        turned[r] = r & step ? __builtin_shuffle(rows[r - step], rows[r], ODD[level])
+                             : __builtin_shuffle(rows[r], rows[r + step], EVEN[level]);
+      memcpy(rows, turned, sizeof rows);
+    }
+    for (int r = 0; r < LANES; r++) memcpy(block + (i + r) * block_stride, rows + r, sizeof *rows);
+  }
+  for (; i < groups; i++)
+    for (int r = 0; r < LANES; r++) block[i * block_stride + r] = weight[r * stride + i];
+}
+
+/* The same where outputs lie side by side, each group in two rows. */
+INLINE void pair(const uint16_t *weight, int64_t stride, int64_t groups, int vectors, Group *block) {
+  for (int64_t i = 0; i < groups; i++, weight += 2 * stride)
+    for (int v = 0; v < vectors; v++, block += LANES) {
+      const uint16_t *here = weight + v * LANES;
+      Halves even, odd;
+      memcpy(&even, here, sizeof even);
+      memcpy(&odd, here + stride, sizeof odd);
+      Bits both = __builtin_convertvector(even, Bits) | __builtin_convertvector(odd, Bits) << 16;
+      memcpy(block, &both, sizeof both);
+      __builtin_prefetch(here + PAIRS_AHEAD * stride, 0, 3); /* rows lie too far apart for the CPU to see them coming */
+      __builtin_prefetch(here + (PAIRS_AHEAD + 1) * stride, 0, 3);
+    }
+}
+
+/* Some outputs of some rows: the weight is packed here, some groups at a time, and stays in a core's cache. */
+static void stored_block(int turned, const Product *p, int64_t column, int64_t first_row, int64_t rows) {
+  static _Thread_local Group block[BLOCK * GROUPS_AT_ONCE] __attribute__((aligned(64)));
+  static _Thread_local __m512i sums[ROWS_AT_ONCE * VECTORS];
+  const int vectors = smaller(BLOCK, p->outputs - column) / LANES;
+  const Group *input = p->input + first_row * p->input_stride;
+  memset(sums, 0, sizeof *sums * vectors * rows);
+  for (int64_t first = 0; first < p->inputs; first += GROUPS_AT_ONCE) {
+    const int64_t groups = smaller(GROUPS_AT_ONCE, p->inputs - first);
+    if (turned)
+      pair((const uint16_t *)p->packed + 2 * first * p->outputs + column, p->outputs, groups, vectors, block);
+    else
+      for (int v = 0; v < vectors; v++)
+        turn(p->packed + (column + v * LANES) * p->inputs + first, p->inputs, groups, block + v * LANES, vectors * LANES);
+    for (int64_t row = 0; row < rows; row += ROWS)
+      MULTIPLY[0][vectors - 1][smaller(ROWS, rows - row) - 1](
+          sums + row * vectors, block, input + row * p->input_stride + first, p->input_stride, groups);
+  }
+  for (int64_t i = 0; i < rows * vectors; i++) {
+    const int64_t o = column + i % vectors * LANES;
+    Floats y = (Floats)sums[i];
+    if (p->bias) y += load(p->bias, o, p->bias_bfloat16);
+    store(p->output, (first_row + i / vectors) * p->output_stride + o, y, 1);
+  }
+}
+
+/* As `veneer_product`, of a weight as it is stored (in `packed`): outputs = inputs weight^T + bias, or with `turned`
+ * outputs = inputs weight, what a gradient is multiplied with. */
+void veneer_product_stored(const Product *p, int turned) {
+#pragma omp parallel for schedule(dynamic, 1) collapse(2)
+  for (int64_t row = 0; row < p->rows; row += ROWS_AT_ONCE)
+    for (int64_t column = 0; column < p->outputs; column += BLOCK)
+      stored_block(turned, p, column, row, smaller(ROWS_AT_ONCE, p->rows - row));
 }
 
 /* Rows in eight bits without a sign, `zero` the middle of each row's range; see `quantised` in int8.py. */

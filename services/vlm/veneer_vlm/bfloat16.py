@@ -35,7 +35,7 @@ class PackedKernel:
 
     def __init__(self, weight_O_I: Tensor, bias_O: Tensor | None) -> None:
         self._bias_O = bias_O
-        self._own = native.MULTIPLIES[torch.bfloat16] and native.Weight.packs(weight_O_I)
+        self._own = native.multiplies(weight_O_I)
         self._packed: Any = native.Weight(weight_O_I) if self._own else _of_onednn(weight_O_I)
 
     def __call__(self, input_T_I: Tensor) -> Tensor:

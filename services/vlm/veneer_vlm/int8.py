@@ -97,7 +97,7 @@ class Int8Kernel:
         self._sum_O = whole_O * scale_O
         self._bias_O = bias_O
         self._weight: native.Weight | None = None
-        if native.MULTIPLIES[torch.int8] and native.Weight.packs(integers_O_I):
+        if native.multiplies(integers_O_I):
             self._weight = native.Weight(integers_O_I)
             self._of_outputs = _ZERO_POINT * whole_O, scale_O, self._sum_O
             return

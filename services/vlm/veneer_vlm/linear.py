@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from veneer_vlm import native
+
 LARGE = 1 << 20
 """Numbers of a weight that is worth a way of its own: in memory as it is stored, and on a CPU by oneDNN."""
 
@@ -56,6 +58,9 @@ def product(input_T_I: Tensor, weight_O_I: Tensor, bias_O: Tensor | None = None)
     A weight of another dtype than the inputs' is converted a piece at a time, and never there as a whole: one that is
     stored in fewer bits takes no more memory than that, and says the same.
     """
+    if weight_O_I.dtype is input_T_I.dtype and native.multiplies(weight_O_I):
+        by_library_T_O: Tensor = _OfLibrary.apply(input_T_I, weight_O_I, bias_O)  # type: ignore[no-untyped-call]
+        return by_library_T_O
     if weight_O_I.dtype is input_T_I.dtype and not _by_onednn(weight_O_I, input_T_I.dtype):
         return F.linear(input_T_I, weight_O_I, bias_O)
     product_T_O: Tensor = _Product.apply(input_T_I, weight_O_I, bias_O)  # type: ignore[no-untyped-call]
@@ -68,6 +73,18 @@ class _Context(Protocol):
     saved_tensors: tuple[Tensor, ...]
 
     def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
+class _OfLibrary(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: _Context, input_T_I: Tensor, weight_O_I: Tensor, bias_O: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight_O_I)
+        return native.product_stored(input_T_I, weight_O_I, bias_O)
+
+    @staticmethod
+    def backward(ctx: _Context, grad_T_O: Tensor) -> tuple[Tensor, None, None]:
+        (weight_O_I,) = ctx.saved_tensors
+        return native.product_stored(grad_T_O, weight_O_I, turned=True), None, None
 
 
 class _Product(torch.autograd.Function):

@@ -82,6 +82,8 @@ def _library() -> ctypes.CDLL | None:
     library.veneer_pack.argtypes, library.veneer_pack.restype = (memory, memory, number, number), None
     for function in (library.veneer_product, library.veneer_product_int8):
         function.argtypes, function.restype = (ctypes.POINTER(_Product),), None
+    library.veneer_product_stored.argtypes = (ctypes.POINTER(_Product), ctypes.c_int)
+    library.veneer_product_stored.restype = None
     quantise = library.veneer_quantise
     quantise.argtypes = (memory, number, ctypes.c_int, *[memory] * 3, number, number, ctypes.c_float, ctypes.c_float)
     quantise.restype = None
@@ -106,6 +108,16 @@ MULTIPLIES = {
     torch.int8: AVAILABLE and torch.cpu._is_vnni_supported() and not _AMX,
 }
 """Whether the library multiplies with weights of a dtype, and this CPU has nothing that is faster."""
+
+
+def multiplies(weight_O_I: Tensor) -> bool:
+    """Whether products with a weight are the library's: it MULTIPLIES its dtype, inputs and outputs fill vectors."""
+    return (
+        MULTIPLIES.get(weight_O_I.dtype, False)
+        and weight_O_I.device.type == "cpu"
+        and weight_O_I.is_contiguous()
+        and all(size % _LANES == 0 for size in weight_O_I.shape)
+    )
 
 
 def takes(numbers: Tensor) -> bool:
@@ -201,8 +213,23 @@ def quantised(input_T_I: Tensor, zero: int, least_scale: float) -> Quantised:
     return Quantised(integers_T_I, scale_T, middle_T, input_T_I.dtype)
 
 
+def product_stored(
+    input_T_I: Tensor, weight_O_I: Tensor, bias_O: Tensor | None = None, *, turned: bool = False
+) -> Tensor:
+    """Of inputs and a weight in bfloat16, as it is stored, (T, O); `turned`: of (T, O) with the weight itself, (T, I).
+
+    Keeps nothing of a shape, where oneDNN keeps code of some hundred KB for each number of tokens.
+    """
+    input_T_I = input_T_I.contiguous()
+    width = weight_O_I.shape[1] if turned else len(weight_O_I)
+    output_T_O = input_T_I.new_empty(len(input_T_I), width)
+    call = _call(weight_O_I, input_T_I, input_T_I.shape[1] // 2, bias_O, output_T_O)
+    loaded().veneer_product_stored(call, turned)
+    return output_T_O
+
+
 class Weight:
-    """A base's weight, packed: of a dtype that the library MULTIPLIES; `packs` says of which shapes."""
+    """A base's weight, packed; one that the library `multiplies`."""
 
     def __init__(self, weight_O_I: Tensor) -> None:
         weight_O_I = weight_O_I.contiguous()
@@ -211,17 +238,11 @@ class Weight:
         self._packed = torch.empty_like(weight_O_I)
         loaded().veneer_pack(weight_O_I.data_ptr(), self._packed.data_ptr(), self.outputs, self._groups)
 
-    @staticmethod
-    def packs(weight_O_I: Tensor) -> bool:
-        """Whether outputs and inputs fill whole vectors."""
-        return all(size % _LANES == 0 for size in weight_O_I.shape)
-
     def product(self, input_T_I: Tensor, bias_O: Tensor | None) -> Tensor:
         """Of inputs in bfloat16 with a weight in it, (T, O), bfloat16, rounded once."""
-        if input_T_I.stride(-1) != 1 or input_T_I.stride(0) % 2:
-            input_T_I = input_T_I.contiguous()
+        input_T_I = input_T_I.contiguous()
         output_T_O = input_T_I.new_empty(len(input_T_I), self.outputs)
-        loaded().veneer_product(self._call(input_T_I, input_T_I.stride(0) // 2, bias_O, output_T_O))
+        loaded().veneer_product(_call(self._packed, input_T_I, self._groups, bias_O, output_T_O))
         return output_T_O
 
     def product_int8(
@@ -237,20 +258,11 @@ class Weight:
             sum_O: of each output's weights, times its scale: float32.
         """
         output_T_O = rows.scale_T.new_empty(len(rows.integers_T_I), self.outputs, dtype=rows.dtype)
-        call = self._call(rows.integers_T_I, self._groups, bias_O, output_T_O)
+        call = _call(self._packed, rows.integers_T_I, self._groups, bias_O, output_T_O)
         call.row_scale, call.row_middle = rows.scale_T.data_ptr(), rows.middle_T.data_ptr()
         call.output_scale, call.output_sum, call.shift = (each.data_ptr() for each in (scale_O, sum_O, shift_O))
         loaded().veneer_product_int8(call)
         return output_T_O
-
-    def _call(self, input_T_I: Tensor, stride: int, bias_O: Tensor | None, output_T_O: Tensor) -> _Product:
-        return _Product(
-            packed=self._packed.data_ptr(), input=input_T_I.data_ptr(), output=output_T_O.data_ptr(),
-            bias=None if bias_O is None else bias_O.data_ptr(),
-            bias_bfloat16=bias_O is not None and bias_O.dtype is torch.bfloat16,
-            rows=len(input_T_I), outputs=self.outputs, inputs=self._groups, input_stride=stride,
-            output_stride=self.outputs, output_bfloat16=output_T_O.dtype is torch.bfloat16,
-        )  # fmt: skip
 
 
 def loaded() -> ctypes.CDLL:
@@ -265,6 +277,18 @@ def _of_factors(factor_S_R_C: Tensor, first_column: int = 0) -> _LowRank:
     return _LowRank(
         factor=factor_S_R_C.data_ptr(), sets=sets, factor_stride=columns, factor_of_set=rank * columns, rank=rank,
         columns=columns, first_column=first_column, factor_bfloat16=factor_S_R_C.dtype is torch.bfloat16,
+    )  # fmt: skip
+
+
+def _call(weight: Tensor, input_T_I: Tensor, groups: int, bias_O: Tensor | None, output_T_O: Tensor) -> _Product:
+    """Of contiguous tensors; the inputs are so many groups."""
+    tokens, outputs = output_T_O.shape
+    return _Product(
+        packed=weight.data_ptr(), input=input_T_I.data_ptr(), output=output_T_O.data_ptr(),
+        bias=None if bias_O is None else bias_O.data_ptr(),
+        bias_bfloat16=bias_O is not None and bias_O.dtype is torch.bfloat16,
+        rows=tokens, outputs=outputs, inputs=groups, input_stride=groups, output_stride=outputs,
+        output_bfloat16=output_T_O.dtype is torch.bfloat16,
     )  # fmt: skip
 
 

@@ -49,3 +49,17 @@ def test_what_a_token_gets_depends_on_no_other_one(by_library: bool) -> None:
     assert after[3].isnan().all()
     assert torch.equal(after[:3], together[:3])
     assert torch.equal(after[4:], together[4:])
+
+
+@pytest.mark.parametrize("by_library", [True], indirect=True)
+@pytest.mark.parametrize("shape", [(16, 16), (96, 80), (112, 4112), (4112, 48)])  # whole tiles, rests, two helpings
+@pytest.mark.parametrize("tokens", [0, 1, 7, 9, 530])
+def test_products_with_a_weight_as_it_is_stored(by_library: bool, shape: tuple[int, int], tokens: int) -> None:
+    weight, bias = numbers(*shape, seed=1), numbers(shape[0], seed=3)
+    given, up = (numbers(tokens, width, seed=2) for width in reversed(shape))
+    right = F.linear(given.float(), weight.float(), bias.float())
+    assert_close(native.product_stored(given, weight, bias), right.bfloat16(), rtol=1e-2, atol=4e-2)
+    right = up.float() @ weight.float()
+    assert_close(native.product_stored(up, weight, turned=True), right.bfloat16(), rtol=1e-2, atol=4e-2)
+    together = native.product_stored(given, weight)
+    assert torch.equal(together[:3], native.product_stored(given[:3], weight))
