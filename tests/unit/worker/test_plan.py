@@ -70,9 +70,11 @@ def test_what_this_worker_does_not_do_is_refused(bench: Bench) -> None:
 def test_a_record_says_by_what_a_job_was_computed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the compiled library the last bits are others than with torch's own calls."""
     records = []
-    for available in (True, False):
+    for available, multiplies in ((True, True), (True, False), (False, False)):
         monkeypatch.setattr(native, "AVAILABLE", available)
+        monkeypatch.setitem(native.MULTIPLIES, torch.bfloat16, multiplies)
         records.append(bench.plan().numerics(1))
-    with_library, without = records
-    assert {name for name in with_library if with_library[name] != without[name]} == {"instructions"}
+    *with_library, without = records
+    assert len({record["instructions"] for record in records}) == 3
+    assert all({name for name in each if each[name] != without[name]} == {"instructions"} for each in with_library)
     assert without["instructions"] == torch.backends.cpu.get_cpu_capability()

@@ -144,7 +144,9 @@ def _shortest(config: ModelConfig, names: tuple[str, ...]) -> tuple[str, ...]:
 def _instructions(device: str) -> str:
     """What a device computes with."""
     if device == "cpu":
-        return torch.backends.cpu.get_cpu_capability() + " by the compiled library" * native.AVAILABLE
+        library = " by the compiled library" * native.AVAILABLE
+        products = ", products of bfloat16 too" * native.MULTIPLIES[torch.bfloat16]
+        return torch.backends.cpu.get_cpu_capability() + library + products
     return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
 
 
