@@ -221,9 +221,9 @@ def product_stored(
     Keeps nothing of a shape, where oneDNN keeps code of some hundred KB for each number of tokens.
     """
     input_T_I = input_T_I.contiguous()
-    width = weight_O_I.shape[1] if turned else len(weight_O_I)
-    output_T_O = input_T_I.new_empty(len(input_T_I), width)
-    call = _call(weight_O_I, input_T_I, input_T_I.shape[1] // 2, bias_O, output_T_O)
+    inputs, outputs = weight_O_I.shape if turned else weight_O_I.shape[::-1]
+    output_T_O = input_T_I.new_empty(len(input_T_I), outputs)
+    call = _call(weight_O_I, input_T_I, inputs * weight_O_I.element_size() // _GROUP_BYTES, bias_O, output_T_O)
     loaded().veneer_product_stored(call, turned)
     return output_T_O
 
@@ -232,9 +232,8 @@ class Weight:
     """A base's weight, packed; one that the library `multiplies`."""
 
     def __init__(self, weight_O_I: Tensor) -> None:
-        weight_O_I = weight_O_I.contiguous()
-        self.outputs, self.inputs = weight_O_I.shape
-        self._groups = self.inputs * weight_O_I.element_size() // _GROUP_BYTES
+        self.outputs, inputs = weight_O_I.shape
+        self._groups = inputs * weight_O_I.element_size() // _GROUP_BYTES
         self._packed = torch.empty_like(weight_O_I)
         loaded().veneer_pack(weight_O_I.data_ptr(), self._packed.data_ptr(), self.outputs, self._groups)
 
@@ -281,8 +280,12 @@ def _of_factors(factor_S_R_C: Tensor, first_column: int = 0) -> _LowRank:
 
 
 def _call(weight: Tensor, input_T_I: Tensor, groups: int, bias_O: Tensor | None, output_T_O: Tensor) -> _Product:
-    """Of contiguous tensors; the inputs are so many groups."""
+    """Of contiguous tensors; the inputs must be so many groups."""
     tokens, outputs = output_T_O.shape
+    if input_T_I.nbytes != tokens * groups * _GROUP_BYTES:
+        raise ValueError(
+            f"inputs {tuple(input_T_I.shape)} of {input_T_I.dtype} are not {groups} groups of the weight's"
+        )
     return _Product(
         packed=weight.data_ptr(), input=input_T_I.data_ptr(), output=output_T_O.data_ptr(),
         bias=None if bias_O is None else bias_O.data_ptr(),

@@ -52,6 +52,15 @@ def test_what_a_token_gets_depends_on_no_other_one(by_library: bool) -> None:
 
 
 @pytest.mark.parametrize("by_library", [True], indirect=True)
+@pytest.mark.parametrize("given", [torch.ones(2, 80), torch.ones(2, 96).bfloat16()])
+def test_what_does_not_fit_a_weight_is_refused(by_library: bool, given: torch.Tensor) -> None:
+    weight = numbers(64, 80, seed=1)
+    for product in (PackedKernel(weight, None), lambda rows: native.product_stored(rows, weight)):
+        with pytest.raises(ValueError, match="not 40 groups"):
+            product(given)
+
+
+@pytest.mark.parametrize("by_library", [True], indirect=True)
 @pytest.mark.parametrize("shape", [(16, 16), (96, 80), (112, 4112), (4112, 48)])  # whole tiles, rests, two helpings
 @pytest.mark.parametrize("tokens", [0, 1, 7, 9, 530])
 def test_products_with_a_weight_as_it_is_stored(by_library: bool, shape: tuple[int, int], tokens: int) -> None:
