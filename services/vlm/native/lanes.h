@@ -9,6 +9,7 @@ typedef int32_t Ints __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
 #define INLINE static inline __attribute__((always_inline))
 
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE Floats all(float x) { return x - (Floats){}; }
 INLINE Floats where(Ints chosen, Floats a, Floats b) { return (Floats)(((Ints)a & chosen) | ((Ints)b & ~chosen)); }
 

@@ -17,16 +17,15 @@ typedef struct {
   void *factor;
   int64_t sets, matrix_stride, inner_stride, factor_stride, factor_of_set, rank, columns, first_column;
   int matrix_bfloat16, factor_bfloat16;
-} Product;
+} LowRank;
 
-INLINE int64_t row_of(const Product *p, int64_t n) { return (p->rows ? p->rows[n] : n) * p->matrix_stride; }
+INLINE int64_t row_of(const LowRank *p, int64_t n) { return (p->rows ? p->rows[n] : n) * p->matrix_stride; }
 INLINE void ask(const void *from, int64_t at, int bfloat16) {
   __builtin_prefetch((const char *)from + at * (bfloat16 ? 2 : 4), 0, 3);
 }
-INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t pieces(int64_t whole, int64_t piece) { return (whole + piece - 1) / piece; }
 
-INLINE void add_tile(int rows, int vectors, int mb, int fb, const Product *p, int64_t n, int64_t c, int64_t factor) {
+INLINE void add_tile(int rows, int vectors, int mb, int fb, const LowRank *p, int64_t n, int64_t c, int64_t factor) {
   Floats sum[TILE];
   int64_t at[ROWS];
   for (int i = 0; i < rows; i++) {
@@ -44,7 +43,7 @@ INLINE void add_tile(int rows, int vectors, int mb, int fb, const Product *p, in
     for (int v = 0; v < vectors; v++) store(p->matrix, at[i] + v * LANES, sum[i * vectors + v], mb);
 }
 
-INLINE void add_rows(int rows, int mb, int fb, const Product *p, int64_t n, int64_t first, int64_t last, int64_t set) {
+INLINE void add_rows(int rows, int mb, int fb, const LowRank *p, int64_t n, int64_t first, int64_t last, int64_t set) {
   const int vectors = TILE / rows; /* what a row reads of the factor lies together */
   int64_t c = first;
   for (; last - c >= vectors * LANES; c += vectors * LANES)
@@ -52,14 +51,14 @@ INLINE void add_rows(int rows, int mb, int fb, const Product *p, int64_t n, int6
   for (; c < last; c += LANES) add_tile(rows, 1, mb, fb, p, n, c, set * p->factor_of_set);
 }
 
-INLINE void add(int mb, int fb, const Product *p, int64_t set, int64_t from, int64_t to, int64_t first, int64_t last) {
+INLINE void add(int mb, int fb, const LowRank *p, int64_t set, int64_t from, int64_t to, int64_t first, int64_t last) {
   int64_t n = from;
   for (; to - n >= ROWS; n += ROWS) add_rows(ROWS, mb, fb, p, n, first, last, set);
   for (; n < to; n++) add_rows(1, mb, fb, p, n, first, last, set);
 }
 
 /* The products of `rows` rows with `ranks` rows of the factor. */
-INLINE void inner_tile(int rows, int ranks, int mb, int fb, const Product *p, int64_t n, int64_t r, int64_t factor) {
+INLINE void inner_tile(int rows, int ranks, int mb, int fb, const LowRank *p, int64_t n, int64_t r, int64_t factor) {
   Floats part[TILE];
   for (int i = 0; i < TILE; i++) part[i] = all(0);
   int64_t at[ROWS];
@@ -79,7 +78,7 @@ INLINE void inner_tile(int rows, int ranks, int mb, int fb, const Product *p, in
     for (int j = 0; j < ranks; j++) p->inner[(n + i) * p->inner_stride + r + j] = summed[i * 4 + j];
 }
 
-INLINE void inner(int mb, int fb, const Product *p, int64_t set, int64_t from, int64_t to) {
+INLINE void inner(int mb, int fb, const LowRank *p, int64_t set, int64_t from, int64_t to) {
   const int64_t factor = set * p->factor_of_set;
   for (int64_t r = 0; r < p->rank; r += 4) {
     const int whole = p->rank - r >= 4;
@@ -95,7 +94,7 @@ INLINE void inner(int mb, int fb, const Product *p, int64_t set, int64_t from, i
   }
 }
 
-INLINE void outer_tile(int ranks, int vectors, int mb, const Product *p, int64_t r, int64_t c) {
+INLINE void outer_tile(int ranks, int vectors, int mb, const LowRank *p, int64_t r, int64_t c) {
   Floats sum[RANKS][2];
   for (int j = 0; j < ranks; j++)
     for (int v = 0; v < vectors; v++) sum[j][v] = all(0);
@@ -108,7 +107,7 @@ INLINE void outer_tile(int ranks, int vectors, int mb, const Product *p, int64_t
     for (int v = 0; v < vectors; v++) store(p->factor, (r + j) * p->factor_stride + c + v * LANES, sum[j][v], 0);
 }
 
-INLINE void outer(int mb, const Product *p, int64_t first, int64_t last) {
+INLINE void outer(int mb, const LowRank *p, int64_t first, int64_t last) {
   for (int64_t c = first; c < last; c += 2 * LANES)
     for (int64_t r = 0; r < p->rank; r += RANKS) {
       const int whole = last - c >= 2 * LANES;
@@ -134,7 +133,7 @@ INLINE void outer(int mb, const Product *p, int64_t first, int64_t last) {
   } while (0)
 
 /* inner = matrix factor^T */
-void veneer_inner(const Product *p) {
+void veneer_inner(const LowRank *p) {
 #pragma omp parallel
   for (int64_t set = 0; set < p->sets; set++)
 #pragma omp for schedule(dynamic, 1) nowait
@@ -143,7 +142,7 @@ void veneer_inner(const Product *p) {
 }
 
 /* matrix += inner factor */
-void veneer_add(const Product *p) {
+void veneer_add(const LowRank *p) {
   const int64_t parts = pieces(p->columns, COLUMNS_OF_TASK);
 #pragma omp parallel
   for (int64_t set = 0; set < p->sets; set++) {
@@ -158,7 +157,7 @@ void veneer_add(const Product *p) {
 
 /* outputs += B (A inputs) for linears that read one input: `a` is of all A, one under the other, `b` of each B. All that
  * changes from pass to pass is told here. */
-void veneer_update(Product *a, Product *b, int64_t linears, const int64_t *rows, const int64_t *starts, float *inner,
+void veneer_update(LowRank *a, LowRank *b, int64_t linears, const int64_t *rows, const int64_t *starts, float *inner,
                    void *inputs, int64_t input_stride, void *outputs, int64_t output_stride, int bfloat16) {
   a->rows = rows, a->starts = starts, a->inner = inner, a->inner_stride = a->rank;
   a->matrix = inputs, a->matrix_stride = input_stride, a->matrix_bfloat16 = bfloat16;
@@ -173,7 +172,7 @@ void veneer_update(Product *a, Product *b, int64_t linears, const int64_t *rows,
 }
 
 /* factor = inner^T matrix, in float32, of one set */
-void veneer_outer(const Product *p) {
+void veneer_outer(const LowRank *p) {
 #pragma omp parallel for schedule(dynamic, 1)
   for (int64_t first = 0; first < p->columns; first += 8 * LANES)
     if (p->matrix_bfloat16)

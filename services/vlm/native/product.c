@@ -10,7 +10,8 @@
 
 #include <immintrin.h>
 
-enum { ROWS = 8, VECTORS = 3, BLOCK = VECTORS * LANES, AHEAD = 2048, GROUPS_AT_ONCE = 2048, ROWS_AT_ONCE = 512, PAIRS_AHEAD = 48 };
+enum { ROWS = 8, VECTORS = 3, BLOCK = VECTORS * LANES, AHEAD = 2048 };
+enum { GROUPS_AT_ONCE = 2048, ROWS_AT_ONCE = 512, PAIRS_AHEAD = 48 }; /* of a weight as it is stored */
 typedef uint32_t Group; /* two neighbouring inputs in bfloat16, or four in eight bits */
 
 /* `inputs` and `input_stride` count groups. Of eight bits: inputs without a sign, `shift` is what that adds to each
@@ -25,8 +26,6 @@ typedef struct {
   int64_t rows, outputs, inputs, input_stride, output_stride;
   int bias_bfloat16, output_bfloat16;
 } Product;
-
-INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 void veneer_pack(const Group *weight, Group *packed, int64_t outputs, int64_t inputs) {
   for (int64_t first = 0; first < outputs; first += BLOCK)
@@ -90,6 +89,16 @@ static void (*const MULTIPLY[2][VECTORS][ROWS])(__m512i *, const Group *, const 
     {{ALL(NAMED, 1, 1)}, {ALL(NAMED, 1, 2)}, {ALL(NAMED, 1, 3)}},
 };
 
+/* Stores what a sum makes of sixteen outputs, `o` the first of them. */
+INLINE void finish(int integers, const Product *p, __m512i sum, int64_t row, int64_t o) {
+  Floats y = (Floats)sum;
+  if (integers)
+    y = __builtin_convertvector((Ints)sum, Floats) * load(p->output_scale, o, 0) * p->row_scale[row] +
+        p->row_middle[row] * load(p->output_sum, o, 0);
+  if (p->bias) y += load(p->bias, o, p->bias_bfloat16);
+  store(p->output, row * p->output_stride + o, y, p->output_bfloat16);
+}
+
 /* The outputs of a block, `column` the first of them. */
 INLINE void product_of_block(int integers, const Product *p, int64_t column) {
   const int vectors = smaller(BLOCK, p->outputs - column) / LANES;
@@ -100,15 +109,8 @@ INLINE void product_of_block(int integers, const Product *p, int64_t column) {
     for (int i = 0; i < rows * vectors; i++)
       sum[i] = integers ? (__m512i)-shift_of(p, column + i % vectors * LANES) : _mm512_setzero_si512();
     MULTIPLY[integers][vectors - 1][rows - 1](sum, block, p->input + row * p->input_stride, p->input_stride, p->inputs);
-    for (int i = 0; i < rows * vectors; i++) {
-      const int64_t r = row + i / vectors, o = column + i % vectors * LANES;
-      Floats y = (Floats)sum[i];
-      if (integers)
-        y = __builtin_convertvector((Ints)sum[i], Floats) * load(p->output_scale, o, 0) * p->row_scale[r] +
-            p->row_middle[r] * load(p->output_sum, o, 0);
-      if (p->bias) y += load(p->bias, o, p->bias_bfloat16);
-      store(p->output, r * p->output_stride + o, y, p->output_bfloat16);
-    }
+    for (int i = 0; i < rows * vectors; i++)
+      finish(integers, p, sum[i], row + i / vectors, column + i % vectors * LANES);
   }
 }
 
@@ -175,12 +177,8 @@ static void stored_block(int turned, const Product *p, int64_t column, int64_t f
       MULTIPLY[0][vectors - 1][smaller(ROWS, rows - row) - 1](
           sums + row * vectors, block, input + row * p->input_stride + first, p->input_stride, groups);
   }
-  for (int64_t i = 0; i < rows * vectors; i++) {
-    const int64_t o = column + i % vectors * LANES;
-    Floats y = (Floats)sums[i];
-    if (p->bias) y += load(p->bias, o, p->bias_bfloat16);
-    store(p->output, (first_row + i / vectors) * p->output_stride + o, y, 1);
-  }
+  for (int64_t i = 0; i < rows * vectors; i++)
+    finish(0, p, sums[i], first_row + i / vectors, column + i % vectors * LANES);
 }
 
 /* As `veneer_product`, of a weight as it is stored (in `packed`): outputs = inputs weight^T + bias, or with `turned`

@@ -5,7 +5,7 @@ oneDNN's, at two thirds of it; in the library's own, at nine tenths. Neither wan
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -34,27 +34,28 @@ class PackedKernel:
     """
 
     def __init__(self, weight_O_I: Tensor, bias_O: Tensor | None) -> None:
-        self._bias_O = bias_O
-        self._own = native.multiplies(weight_O_I)
-        self._packed: Any = native.Weight(weight_O_I) if self._own else _of_onednn(weight_O_I)
+        by = _library if native.multiplies(weight_O_I) else _onednn
+        self._product = by(weight_O_I, bias_O)
 
     def __call__(self, input_T_I: Tensor) -> Tensor:
         """The product, (T, O), bfloat16."""
-        if self._own:
-            product_T_O: Tensor = self._packed.product(input_T_I, self._bias_O)
-            return product_T_O
+        return self._product(input_T_I)
+
+
+def _library(weight_O_I: Tensor, bias_O: Tensor | None) -> Callable[[Tensor], Tensor]:
+    return partial(native.Weight(weight_O_I).product, bias_O=bias_O)
+
+
+def _onednn(weight_O_I: Tensor, bias_O: Tensor | None) -> Callable[[Tensor], Tensor]:
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight_O_I, _LAID_OUT_FOR)
+
+    def product(input_T_I: Tensor) -> Tensor:
         tokens = len(input_T_I)
         if 0 < tokens < _LEAST:
             padded_M_I = input_T_I.new_zeros(_LEAST, input_T_I.shape[1])
             padded_M_I[:tokens] = input_T_I
-            return self._times(padded_M_I)[:tokens]
-        return self._times(input_T_I)
+            return product(padded_M_I)[:tokens]
+        product_T_O: Tensor = torch.ops.mkldnn._linear_pointwise(input_T_I, packed, bias_O, "none", [], "")
+        return product_T_O
 
-    def _times(self, input_T_I: Tensor) -> Tensor:
-        times: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
-        return times(input_T_I, self._packed, self._bias_O, "none", [], "")
-
-
-def _of_onednn(weight_O_I: Tensor) -> Tensor:
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_O_I, _LAID_OUT_FOR)
-    return packed
+    return product

@@ -100,9 +100,9 @@ class Int8Kernel:
         if native.multiplies(integers_O_I):
             self._weight = native.Weight(integers_O_I)
             self._of_outputs = _ZERO_POINT * whole_O, scale_O, self._sum_O
-            return
-        by = _fbgemm if SATURATES and _has_fbgemm() else _onednn
-        self._product = by(integers_O_I, scale_O)
+        else:
+            by = _fbgemm if SATURATES and _has_fbgemm() else _onednn
+            self._product = by(integers_O_I, scale_O)
 
     def __call__(self, input_T_I: Tensor) -> Tensor:
         """The product, (T, O), in the input's dtype."""

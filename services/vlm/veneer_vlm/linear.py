@@ -58,12 +58,13 @@ def product(input_T_I: Tensor, weight_O_I: Tensor, bias_O: Tensor | None = None)
     A weight of another dtype than the inputs' is converted a piece at a time, and never there as a whole: one that is
     stored in fewer bits takes no more memory than that, and says the same.
     """
-    if weight_O_I.dtype is input_T_I.dtype and native.multiplies(weight_O_I):
-        by_library_T_O: Tensor = _OfLibrary.apply(input_T_I, weight_O_I, bias_O)  # type: ignore[no-untyped-call]
-        return by_library_T_O
-    if weight_O_I.dtype is input_T_I.dtype and not _by_onednn(weight_O_I, input_T_I.dtype):
-        return F.linear(input_T_I, weight_O_I, bias_O)
-    product_T_O: Tensor = _Product.apply(input_T_I, weight_O_I, bias_O)  # type: ignore[no-untyped-call]
+    by: type[torch.autograd.Function] = _Product
+    if weight_O_I.dtype is input_T_I.dtype:
+        if native.multiplies(weight_O_I):
+            by = _OfLibrary
+        elif not _by_onednn(weight_O_I, input_T_I.dtype):
+            return F.linear(input_T_I, weight_O_I, bias_O)
+    product_T_O: Tensor = by.apply(input_T_I, weight_O_I, bias_O)  # type: ignore[no-untyped-call]
     return product_T_O
 
 

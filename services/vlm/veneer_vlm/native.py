@@ -36,7 +36,7 @@ class _Pass(ctypes.Structure):
 
 
 class _LowRank(ctypes.Structure):
-    """`Product` in low_rank.c."""
+    """`LowRank` in low_rank.c."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("matrix", "rows", "starts", "inner", "factor")),
@@ -245,7 +245,7 @@ class Weight:
         return output_T_O
 
     def product_int8(
-        self, rows: "Quantised", bias_O: Tensor | None, shift_O: Tensor, scale_O: Tensor, sum_O: Tensor
+        self, rows: Quantised, bias_O: Tensor | None, shift_O: Tensor, scale_O: Tensor, sum_O: Tensor
     ) -> Tensor:
         """Of inputs with a weight in eight bits, (T, O), in the dtype that the inputs had.
 

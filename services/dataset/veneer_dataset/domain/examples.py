@@ -156,11 +156,15 @@ class Examples:
             for row in some:
                 contents: list[tuple[PictureHole, Content]] = []
                 for picture in row.pictures:
-                    content: Content = (room := gathered.room(picture.size_bytes))
-                    if waits or not self._blobs.at_hand(picture.location, room):
-                        if not waits:
+                    content: Content | None = None
+                    if not waits:
+                        room = gathered.room(picture.size_bytes)
+                        if self._blobs.at_hand(picture.location, room):
+                            content = room
+                        else:
                             yield None
                             waits = True
+                    if content is None:
                         content = self._blobs.whole(_blob(tenant, picture))
                     contents.append((picture.hole, content))
                 if (piece := gathered.with_row(row.body, contents)) is not None:
