@@ -34,7 +34,7 @@ from veneer.dataset.v1 import dataset_service_pb2 as pb
 from veneer.dataset.v1.dataset_service_pb2_grpc import DatasetServiceStub
 from veneer_rpc.tokens import add_token
 
-RUNS = 5
+RUNS = 11
 _BARE = "/bench.Bare/Read"
 _PIECE_BYTES = 1 << 20
 

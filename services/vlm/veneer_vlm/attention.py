@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_STEP = 32  # tokens
+
 
 class Attention(Protocol):
     """Called once a layer with the pass's rotated queries and keys."""
@@ -41,10 +43,8 @@ class PackedAttention:
         """See `Attention`."""
         # Split, not sliced: a slice's gradient is a tensor of zeros as large as the whole.
         parts = [torch.split(tensor, self._runs) for tensor in (query_T_H_K, key_T_G_K, value_T_G_K)]
-        gathered = [
-            attend(*each, causal=self.causal, sequences=count)
-            for *each, count in zip(*parts, self._counts, strict=True)
-        ]
+        of = _causal if self.causal else attend
+        gathered = [of(*each, sequences=count) for *each, count in zip(*parts, self._counts, strict=True)]
         return gathered[0] if len(gathered) == 1 else torch.cat(gathered)
 
     def rows(self, start: int, stop: int, query_T_H_K: Tensor, key_T_G_K: Tensor, value_T_G_K: Tensor) -> Tensor:
@@ -67,6 +67,24 @@ class PackedAttention:
     def seen(self, start: int, stop: int) -> int:
         """How many tokens those from `start` to `stop` see, all together, where each sees its whole sequence."""
         return sum(max(0, min(b, stop) - max(a, start)) * (b - a) for a, b in self.bounds)
+
+
+def _causal(query_T_H_K: Tensor, key_T_G_K: Tensor, value_T_G_K: Tensor, *, sequences: int) -> Tensor:
+    """Causal attention of whole sequences of one length, (T, H, K).
+
+    In bfloat16 on a CPU they are padded to whole steps by tokens that no other sees: torch's products there are
+    oneDNN's, which makes code for each number of tokens and keeps it, four megabytes a length.
+    """
+    length = len(query_T_H_K) // sequences
+    more = -length % _STEP if query_T_H_K.dtype is torch.bfloat16 and query_T_H_K.device.type == "cpu" else 0
+    if not more:
+        return attend(query_T_H_K, key_T_G_K, value_T_G_K, causal=True, sequences=sequences)
+    padded = [
+        F.pad(tensor.reshape(sequences, length, *tensor.shape[1:]), (0, 0, 0, 0, 0, more)).flatten(0, 1)
+        for tensor in (query_T_H_K, key_T_G_K, value_T_G_K)
+    ]
+    gathered = attend(*padded, causal=True, sequences=sequences)
+    return gathered.reshape(sequences, length + more, *gathered.shape[1:])[:, :length].flatten(0, 1)
 
 
 def attend(

@@ -11,21 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from veneer_vlm.linear import Linear
+from veneer_vlm.linear import Linear, product
 from veneer_vlm.pointwise import cross_entropy
 
 _SAMPLE = 4096  # rows that are looked at before all are
+_WHOLE = 16  # rows: outputs that fill vectors
 _HASHED_AT_ONCE = 512  # rows: 8 MB of int64 at a hidden size of 2,048
 
 
 @dataclasses.dataclass(frozen=True)
 class DistinctRows:
-    """U distinct rows among the V of a head.
+    """U distinct rows among the V of a head, and as many of zeros, which no id has, as make U a multiple of 16.
 
     Attributes:
         weight_U_D: they themselves.
         row_V: which of them each id has.
-        log_count_U: logarithm of how many ids have each, float32.
+        log_count_U: logarithm of how many ids have each, float32; minus infinity for none.
     """
 
     weight_U_D: Tensor
@@ -52,7 +53,9 @@ class DistinctRows:
             )
         ):
             return None
-        return cls(weight_U_D.to(dtype or weight_U_D.dtype), row_V, counts_U.log())
+        more = -len(counts_U) % _WHOLE
+        weight_U_D = F.pad(weight_U_D.to(dtype or weight_U_D.dtype), (0, 0, 0, more))
+        return cls(weight_U_D, row_V, F.pad(counts_U, (0, more)).log())
 
 
 class Head(Linear):
@@ -79,7 +82,7 @@ class Head(Linear):
         distinct = self.distinct()
         if distinct is None:
             return super().project(input_T_I)
-        return F.linear(input_T_I, distinct.weight_U_D).index_select(-1, distinct.row_V)
+        return product(input_T_I, distinct.weight_U_D).index_select(-1, distinct.row_V)
 
     def cross_entropy(self, input_T_I: Tensor, targets_T: Tensor) -> Tensor:
         """The negative log-likelihood (T,) of each target, float32."""
@@ -88,7 +91,7 @@ class Head(Linear):
             return cross_entropy(super().project(input_T_I), targets_T)
         # -log(exp(l_u) / sum_v n_v exp(l_v)) is the usual loss of l + log n, but for the n_u in its numerator.
         rows_T = distinct.row_V[targets_T]
-        logits_T_U = F.linear(input_T_I, distinct.weight_U_D).float() + distinct.log_count_U
+        logits_T_U = product(input_T_I, distinct.weight_U_D).float() + distinct.log_count_U
         return cross_entropy(logits_T_U, rows_T) + distinct.log_count_U[rows_T]
 
 

@@ -22,7 +22,8 @@ def test_only_repeated_rows_are_folded() -> None:
     assert head_with(600).distinct() is None
     folded = head_with(40).distinct()
     assert folded is not None
-    assert len(folded.weight_U_D) == 40
+    assert len(folded.weight_U_D) == len(folded.log_count_U) == 48  # whole vectors
+    assert int(folded.log_count_U.isfinite().sum()) == 40
     assert int(folded.log_count_U.exp().round().sum()) == V
 
 
