@@ -30,6 +30,7 @@ import torch.nn.functional as F
 
 from veneer.trainer.v1 import training_job_pb2
 from veneer_processing import Conversation, Message, Picture, Text
+from veneer_trainer.worker.loop.base import load_base
 from veneer_trainer.worker.loop.batches import Batches
 from veneer_trainer.worker.loop.features import FrozenFeatures
 from veneer_trainer.worker.loop.gauges import peak_memory_bytes, reset_peak_memory
@@ -39,7 +40,6 @@ from veneer_trainer.worker.loop.rows import Row
 from veneer_trainer.worker.loop.run import processor_under
 from veneer_trainer.worker.loop.state import State
 from veneer_vlm.config import ModelConfig
-from veneer_vlm.weights import load
 
 SIDE = 448  # pixels: 196 visual tokens
 PROMPT_WORDS, ANSWER_WORDS = 50, 72
@@ -75,7 +75,7 @@ class Ours:
     def __init__(self, directory: Path, dtype: str, device: str, rows: int) -> None:
         config = ModelConfig.from_directory(directory)
         self.plan = Plan.of(spec(rows, dtype), config, device=device)
-        self.model = load(directory, self.plan.dtype, device, as_stored=True)
+        self.model = load_base(directory, self.plan.dtype, device)
         self.state = State.fresh(config, self.plan)
         self.processor = processor_under(directory, "0" * 64, PIXELS)
         self.rows = encoded_rows(directory, rows)

@@ -14,7 +14,7 @@ from veneer_vlm import native
 from veneer_vlm.attention import Attention
 from veneer_vlm.config import TextConfig
 from veneer_vlm.linear import Adapters, FusedLinear, Linear, embedding
-from veneer_vlm.pointwise import rms_norm, swiglu
+from veneer_vlm.pointwise import made_again, rms_norm, swiglu
 from veneer_vlm.rotary import Rotation, rotate, text_rotation
 
 
@@ -64,9 +64,12 @@ class GatedMLP(nn.Module):
         self.gate_up = FusedLinear(config.hidden_size, {"gate_proj": width, "up_proj": width})
         self.down_proj = Linear(width, config.hidden_size)
 
-    def forward(self, hidden_T_D: Tensor, lora: Adapters | None) -> Tensor:
+    def forward(self, hidden_T_D: Tensor, lora: Adapters | None, *, remake: bool) -> Tensor:
         """(T, D)."""
-        output_T_D: Tensor = self.down_proj(swiglu(self.gate_up.adapted(hidden_T_D, lora)), lora)
+        gate_up_T_2W = self.gate_up.adapted(hidden_T_D, lora)
+        gated_T_W = swiglu(gate_up_T_2W)
+        with made_again(gated_T_W, swiglu, gate_up_T_2W, wanted=remake):
+            output_T_D: Tensor = self.down_proj(gated_T_W, lora)
         return output_T_D
 
 
@@ -81,14 +84,23 @@ class DecoderLayer(nn.Module):
         self.mlp = GatedMLP(config)
 
     def forward(
-        self, hidden_T_D: Tensor, rotation: Rotation, attention: Attention, layer: int, lora: Adapters | None
+        self,
+        hidden_T_D: Tensor,
+        rotation: Rotation,
+        attention: Attention,
+        layer: int,
+        lora: Adapters | None,
+        *,
+        remake: bool = False,
     ) -> Tensor:
-        """(T, D)."""
+        """(T, D); `remake` has autograd make what a pointwise function gives again, in place of keeping it."""
         normed_T_D = self.input_layernorm(hidden_T_D)
-        hidden_T_D = hidden_T_D + self.self_attn(normed_T_D, rotation, attention, layer, lora)
+        with made_again(normed_T_D, self.input_layernorm, hidden_T_D, wanted=remake):
+            hidden_T_D = hidden_T_D + self.self_attn(normed_T_D, rotation, attention, layer, lora)
         normed_T_D = self.post_attention_layernorm(hidden_T_D)
-        hidden_T_D = hidden_T_D + self.mlp(normed_T_D, lora)
-        return hidden_T_D
+        with made_again(normed_T_D, self.post_attention_layernorm, hidden_T_D, wanted=remake):
+            mlp_T_D: Tensor = self.mlp(normed_T_D, lora, remake=remake)
+        return hidden_T_D + mlp_T_D
 
 
 class Decoder(nn.Module):
@@ -137,7 +149,7 @@ class Decoder(nn.Module):
                 # Dropout masks are a function of their key: no generator's state is to be kept.
                 hidden_T_D = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
-                hidden_T_D = layer(*inputs)
+                hidden_T_D = layer(*inputs, remake=True)
             if number < len(deepstack_M_D):
                 hidden_T_D = hidden_T_D.index_add(0, visual_index_M, deepstack_M_D[number])
         normed_T_D: Tensor = self.norm(hidden_T_D)
@@ -146,10 +158,9 @@ class Decoder(nn.Module):
     def kept_bytes(self, tokens: int) -> int:
         """About what the activations of a pass take until its gradients are known, unless they are computed again.
 
-        A layer keeps gate, up and their product, and its stream, norms, queries, keys and values: 42,324 numbers a
-        token at Qwen3-VL-2B's shape in bfloat16, 32,042 in float32, 36,157 in bfloat16 by the compiled library, counted
-        on the tensors that autograd saves.
+        A layer keeps gate and up, its stream, queries, keys and values: 27,400 numbers a token at Qwen3-VL-2B's shape
+        by the compiled library, by what memory grows; some 32,000 in bfloat16 and 22,000 in float32 without it.
         """
         config = self.config
-        numbers = 3 * config.intermediate_size + (9 if native.AVAILABLE else 12) * config.hidden_size
+        numbers = 2 * config.intermediate_size + (7 if native.AVAILABLE else 10) * config.hidden_size
         return tokens * config.num_hidden_layers * numbers * self.norm.weight.element_size()

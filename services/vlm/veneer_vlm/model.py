@@ -4,6 +4,9 @@ Owns the model's outer surface: pictures to features, tokens to hidden states, h
 Weights come from `weights`, which sequence is which from an `Attention`, adapters from `lora`.
 """
 
+import ctypes
+import mmap
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,11 +25,16 @@ _KERNELS_AT_ONCE = 4  # that are made: each has a weight in float32 meanwhile
 
 
 class VisionLanguageModel(nn.Module):
-    """A dense Qwen3-VL. Its base is frozen: gradients go to adapters and activations only."""
+    """A dense Qwen3-VL. Its base is frozen: gradients go to adapters and activations only.
+
+    Attributes:
+        mapped: weights of the tower that lie in the base's files.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.mapped: list[Tensor] = []
         self.visual = VisionTower(config.vision)
         self.language_model = Decoder(config.text)
         self.lm_head = Head(config.text.hidden_size, config.text.vocab_size)
@@ -117,6 +125,17 @@ class VisionLanguageModel(nn.Module):
         """The features of pictures; see `VisionTower.start`. For a pass in slices call `visual` itself."""
         features: VisualFeatures = self.visual(patches_P_X, grids, lora)
         return features
+
+    def let_go_of_tower(self) -> None:
+        """Frees the memory of weights that are `mapped`, until they are used again; on Linux alone."""
+        if sys.platform != "linux":
+            return
+        # Pages of a file that were not written to: they are found again as they were.
+        madvise = ctypes.CDLL(None).madvise
+        for weight in self.mapped:
+            start = weight.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+            size_bytes = weight.data_ptr() + weight.nbytes - start
+            madvise(ctypes.c_void_p(start), ctypes.c_size_t(size_bytes), mmap.MADV_DONTNEED)
 
     def forward(
         self,

@@ -6,6 +6,8 @@ gradient, in the logits' own place. torch would keep half a dozen float32 copies
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
@@ -36,6 +38,29 @@ def swiglu(gate_up_T_2W: Tensor) -> Tensor:
         gated: Tensor = _SwiGLU.apply(gate_up_T_2W)  # type: ignore[no-untyped-call]
         return gated
     return _swiglu(gate_up_T_2W)
+
+
+def made_again(
+    made: Tensor, make: Callable[[Tensor], Tensor], source: Tensor, *, wanted: bool
+) -> AbstractContextManager[object]:
+    """Within, autograd keeps not this tensor but makes it again of its source, which something else keeps.
+
+    Not within a pass that is computed again as a whole (torch.utils.checkpoint), which keeps nothing by itself.
+
+    Args:
+        made: what `make` gave.
+        make: a function of which each call gives the same bits.
+        source: what it was given.
+        wanted: else autograd keeps what it will.
+    """
+    if not (wanted and made.requires_grad and torch.is_grad_enabled()):
+        return nullcontext()
+    address, shape = made.data_ptr(), made.shape
+
+    def pack(saved: Tensor) -> Tensor | None:
+        return None if saved.data_ptr() == address and saved.shape == shape else saved
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: make(source) if kept is None else kept)
 
 
 def cross_entropy(logits_T_V: Tensor, targets_T: Tensor) -> Tensor:

@@ -63,6 +63,7 @@ def load(
     device: torch.device | str = "cpu",
     *,
     as_stored: bool = False,
+    tower_mapped: bool = False,
 ) -> VisionLanguageModel:
     """A model filled from `model.safetensors`, or from the shards that `model.safetensors.index.json` lists.
 
@@ -74,6 +75,8 @@ def load(
         device: of the weights.
         as_stored: on a CPU, large weights that are stored in fewer bits than `dtype` has stay so: half the memory, and
             products of the same numbers.
+        tower_mapped: on a CPU, the vision tower's weights that have the dtype they are stored in are not copied but
+            stay in their files, which must not change: `VisionLanguageModel.let_go_of_tower` frees their memory.
 
     Raises:
         ConfigError: its configuration is not one this forward pass has.
@@ -105,6 +108,8 @@ def load(
     if tied_head:
         # Some tools store the head although it is tied; that is harmless as long as it says the same.
         slots[tied_head] = model.lm_head.weight.data.clone() if tied_head in files else model.lm_head.weight.data
+    if tower_mapped and slots[_EMBEDDING].device.type == "cpu":
+        _map_tower(model, slots, files)
     for name, start, rows in _pieces(files):
         slot = slots[name][start : start + len(rows)]
         slot.copy_(rows.reshape(slot.shape))
@@ -189,6 +194,19 @@ class _Mapped:
     def has_read(self, tensor: torch.Tensor) -> None:
         """Counts what was read."""
         self._read_bytes += tensor.nbytes
+
+
+def _map_tower(model: VisionLanguageModel, slots: dict[str, torch.Tensor], files: dict[str, Path]) -> None:
+    """Has weights of the tower be their file's own memory, and takes their tensors out of `files`."""
+    parameters = {parameter.data_ptr(): parameter for parameter in model.visual.parameters()}
+    names = [name for name, slot in slots.items() if slot.data_ptr() in parameters]
+    opened: dict[Path, Any] = {path: safe_open(path, framework="pt") for path in {files[name] for name in names}}
+    for name in names:
+        tensor, parameter = opened[files[name]].get_tensor(name), parameters[slots[name].data_ptr()]
+        if tensor.dtype is parameter.dtype and tensor.numel() == parameter.numel():
+            parameter.data = tensor.view(parameter.shape)
+            model.mapped.append(tensor)
+            del files[name]
 
 
 def _tensors(files: dict[str, Path]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -162,6 +162,19 @@ def test_a_reference_is_a_directory_or_a_hub_id(directory: Path, monkeypatch: py
             locate(reference)
 
 
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_a_tower_that_is_mapped_says_the_same(directory: Path, stored: torch.dtype) -> None:
+    path = directory / "model.safetensors"
+    save_file({name: tensor.to(stored) for name, tensor in load_file(path).items()}, path)
+    shard(directory)
+    mapped, copied = load(directory, as_stored=True, tower_mapped=True), load(directory, as_stored=True)
+    assert len(mapped.mapped) == (sum(1 for _ in mapped.visual.parameters()) if stored is torch.float32 else 0)
+    assert not copied.mapped
+    assert_close(mapped.slots(), copied.slots(), rtol=0, atol=0)
+    mapped.let_go_of_tower()
+    assert_close(mapped.slots(), copied.slots(), rtol=0, atol=0)
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux, which tells what is mapped")
 def test_what_was_read_of_a_file_does_not_stay_in_memory(tmp_path: Path) -> None:
     save_file({f"t{number}": torch.ones(1 << 18) for number in range(64)}, tmp_path / "model.safetensors")

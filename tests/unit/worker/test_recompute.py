@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from veneer_trainer.worker.loop import learner
+from veneer_vlm import decoder
 
 Bench = Any  # of conftest.py
 LORA = {"dropout": 0.3, "target_modules": ["decoder+merger+vision"]}
@@ -73,3 +74,14 @@ def test_no_gradient_no_second_time(bench: Bench, monkeypatch: pytest.MonkeyPatc
     steps = bench.steps(run.plan, bench.rows(run.plan.rows_per_step))
     monkeypatch.setattr("veneer_vlm.decoder.checkpoint", None)  # would be called
     assert run.learner.loss(steps) > 0
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gates_are_not_kept_but_made_again(bench: Bench, monkeypatch: pytest.MonkeyPatch, recompute: bool) -> None:
+    calls, swiglu = [], decoder.swiglu
+    monkeypatch.setattr(bench.model.language_model, "recompute", recompute)
+    monkeypatch.setattr(decoder, "swiglu", lambda gate_up: calls.append(torch.is_grad_enabled()) or swiglu(gate_up))
+    run = bench.run(lora=LORA)
+    run.learn(bench.rows(run.plan.rows_per_step))
+    layers = len(bench.model.language_model.layers)
+    assert len(calls) == 2 * layers  # a layer that is computed twice makes none a third time

@@ -12,6 +12,7 @@ import torch
 
 from veneer.trainer.v1 import model_pb2, training_job_pb2, worker_service_pb2
 from veneer_processing import Processor
+from veneer_trainer.worker.loop.base import load_base
 from veneer_trainer.worker.loop.batches import Pass, Seen, Step
 from veneer_trainer.worker.loop.features import FrozenFeatures
 from veneer_trainer.worker.loop.gauges import peak_memory_bytes, reset_peak_memory
@@ -22,7 +23,6 @@ from veneer_trainer.worker.messages import Measure
 from veneer_vlm.config import ModelConfig, VisionConfig
 from veneer_vlm.loss import CHUNK
 from veneer_vlm.model import VisionLanguageModel
-from veneer_vlm.weights import load
 
 _RATE = 1e-4
 _LONG_ENOUGH_S = 0.2  # a quicker step is taken again: its least time counts
@@ -70,8 +70,7 @@ def measure(task: Measure) -> worker_service_pb2.Calibration:
     config = ModelConfig.from_directory(Path(task.model_directory))
     plan = Plan.of(spec, config, device=task.device)
     processor = Processor.load(Path(task.model_directory), task.model_digest)
-    model = load(Path(task.model_directory), plan.dtype, task.device, as_stored=True)
-    model.lm_head.distinct()  # before the first pass, as jobs do
+    model = load_base(Path(task.model_directory), plan.dtype, task.device)
     trial = _Trial(model, plan, config, processor)
     loaded_bytes = peak_memory_bytes(task.device)
     first = trial.cost(_SMALL)  # it makes what later ones find

@@ -10,17 +10,16 @@ import torch
 from veneer.dataset.v1 import dataset_pb2
 from veneer.trainer.v1 import training_job_pb2
 from veneer_processing import ProcessingContract, Processor
+from veneer_trainer.worker.loop.base import load_base
 from veneer_trainer.worker.loop.dataset import Dataset
 from veneer_trainer.worker.loop.feature_files import FeatureFiles, depends_on
 from veneer_trainer.worker.loop.features import FrozenFeatures
-from veneer_trainer.worker.loop.gauges import give_back_memory
 from veneer_trainer.worker.loop.plan import Plan
 from veneer_trainer.worker.loop.ranks import ALONE, Ranks
 from veneer_trainer.worker.loop.rows import LengthRule, Split
 from veneer_trainer.worker.messages import Task
 from veneer_trainer.worker.refusal import Refused
 from veneer_vlm.model import VisionLanguageModel
-from veneer_vlm.weights import load
 
 
 class Common:
@@ -46,9 +45,7 @@ class Common:
             VeneerError, RefusedError: it cannot be read.
         """
         if self._model is None:
-            self._model = load(Path(self._task.model_directory), dtype, self._task.device, as_stored=True)
-            self._model.lm_head.distinct()  # now, not while a pass holds its activations
-            give_back_memory()  # a thread's own heap, that of loading, is nothing to the thread that takes steps
+            self._model = load_base(Path(self._task.model_directory), dtype, self._task.device)
         if self._model.dtype is not dtype:
             text = f"the jobs that are trained here are in {self._model.dtype}, this one goes on in {dtype}"
             raise Refused("DTYPE_DIFFERS", text, transient=True)
