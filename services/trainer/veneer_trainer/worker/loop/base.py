@@ -11,7 +11,7 @@ from veneer_trainer.worker.loop.gauges import give_back_memory
 from veneer_vlm.model import VisionLanguageModel
 from veneer_vlm.weights import load
 
-_LAYERS = 4  # of the decoder, and blocks of the tower, from one time that memory is given back to the next
+_LAYERS = 7  # of the decoder, and blocks of the tower, from one time that memory is given back to the next
 _WORTH_BYTES = 1 << 20  # of a layer's output: some ten times as much of what it freed is not used again
 
 
