@@ -25,6 +25,7 @@ from training import settle
 
 from veneer.trainer.v1 import training_job_pb2
 from veneer_processing import Conversation, Message, Picture, Processor, Text
+from veneer_trainer.worker.loop.base import load_base
 from veneer_trainer.worker.loop.batches import Batches, Step
 from veneer_trainer.worker.loop.features import FrozenFeatures
 from veneer_trainer.worker.loop.learner import Learner, Turn, learn_together
@@ -33,7 +34,6 @@ from veneer_trainer.worker.loop.rows import Row
 from veneer_trainer.worker.loop.run import processor_under
 from veneer_trainer.worker.loop.state import State
 from veneer_vlm.config import ModelConfig
-from veneer_vlm.weights import load
 
 SIDE, PROMPT_WORDS, ANSWER_WORDS = 448, 50, 72
 RATE = 1e-4
@@ -64,7 +64,7 @@ def measured(directory: Path, dtype: str, device: str, jobs: int, runs: int, sha
     """Seconds of a step of all jobs, in turn and together."""
     config = ModelConfig.from_directory(directory)
     plans = [Plan.of(spec(job, dtype), config, device=device) for job in range(jobs)]
-    model = load(directory, plans[0].dtype, device, as_stored=True)
+    model = load_base(directory, plans[0].dtype, device)
     processor = processor_under(directory, "0" * 64, SIDE * SIDE)
     features = FrozenFeatures(model, 4 << 30)
     learners = [Learner(model, State.fresh(config, plan), plan, features) for plan in plans]
