@@ -19,8 +19,8 @@ def load_base(directory: Path, dtype: torch.dtype, device: str) -> VisionLanguag
     """Returns a base for training.
 
     On a CPU a frozen tower's weights leave memory behind the picture that goes through them, and what the allocator
-    cannot use again is given back within a pass: glibc before 2.38 finds no aligned place in one just as large that
-    was freed (https://sourceware.org/bugzilla/show_bug.cgi?id=14581).
+    cannot use again is given back within a pass: glibc (2.36 was measured) finds no aligned place in one just as large
+    that was freed.
 
     Raises:
         ConfigError, WeightsError: it cannot be read.
