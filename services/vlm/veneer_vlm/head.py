@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from veneer_vlm.linear import Linear, product
+from veneer_vlm.native import LANES
 from veneer_vlm.pointwise import cross_entropy
 
 _SAMPLE = 4096  # rows that are looked at before all are
-_WHOLE = 16  # rows: outputs that fill vectors
 _HASHED_AT_ONCE = 512  # rows: 8 MB of int64 at a hidden size of 2,048
 
 
 @dataclasses.dataclass(frozen=True)
 class DistinctRows:
-    """U distinct rows among the V of a head, and as many of zeros, which no id has, as make U a multiple of 16.
+    """U distinct rows among the V of a head, and as many of zeros, which no id has, as make U whole vectors.
 
     Attributes:
         weight_U_D: they themselves.
@@ -53,7 +53,7 @@ class DistinctRows:
             )
         ):
             return None
-        more = -len(counts_U) % _WHOLE
+        more = -len(counts_U) % LANES
         weight_U_D = F.pad(weight_U_D.to(dtype or weight_U_D.dtype), (0, 0, 0, more))
         return cls(weight_U_D, row_V, F.pad(counts_U, (0, more)).log())
 

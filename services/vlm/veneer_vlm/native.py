@@ -16,7 +16,8 @@ from torch import Tensor
 BLOCK_TOKENS = 16
 """Of the blocks that keys and values must lie in."""
 
-_LANES = 16
+LANES = 16
+"""Numbers of a vector: rows that the library reads, and its weights, are whole vectors."""
 _GROUP_BYTES = 4
 _MOST_TOKENS = 32  # of a sequence: with more torch's products pay
 _MOST_NUMBERS = 1 << 16  # of a task's queries, which stand on a thread's stack and in a core's cache
@@ -116,7 +117,7 @@ def multiplies(weight_O_I: Tensor) -> bool:
         MULTIPLIES.get(weight_O_I.dtype, False)
         and weight_O_I.device.type == "cpu"
         and weight_O_I.is_contiguous()
-        and all(size % _LANES == 0 for size in weight_O_I.shape)
+        and all(size % LANES == 0 for size in weight_O_I.shape)
     )
 
 
@@ -126,7 +127,7 @@ def takes(numbers: Tensor) -> bool:
         AVAILABLE
         and numbers.device.type == "cpu"
         and numbers.dtype in _DTYPES
-        and numbers.shape[-1] % _LANES == 0
+        and numbers.shape[-1] % LANES == 0
         and numbers.stride(-1) == 1
     )
 
@@ -318,7 +319,7 @@ def most_tokens(key_L_B_C_G_K: Tensor, heads: int) -> int:
         and key_L_B_C_G_K.device.type == "cpu"
         and key_L_B_C_G_K.dtype in _DTYPES
         and block_tokens == BLOCK_TOKENS
-        and width % _LANES == 0
+        and width % LANES == 0
     )
     return min(_MOST_TOKENS, _MOST_NUMBERS // (heads // groups * width)) if fits else 0
 

@@ -101,14 +101,15 @@ def load(
     if violations:
         raise WeightsError(str(directory), violations)
 
-    (stored,) = dtypes if as_stored and len(dtypes) == 1 and torch.device(device).type == "cpu" else (dtype,)
+    on_cpu = torch.device(device).type == "cpu"
+    (stored,) = dtypes if as_stored and len(dtypes) == 1 and on_cpu else (dtype,)
     narrower = stored in (torch.bfloat16, torch.float16) and stored.itemsize < dtype.itemsize
     model = VisionLanguageModel.empty(config, dtype, device, stored if narrower else None)
     slots = model.slots()
     if tied_head:
         # Some tools store the head although it is tied; that is harmless as long as it says the same.
         slots[tied_head] = model.lm_head.weight.data.clone() if tied_head in files else model.lm_head.weight.data
-    if tower_mapped and slots[_EMBEDDING].device.type == "cpu":
+    if tower_mapped and on_cpu:
         _map_tower(model, slots, files)
     for name, start, rows in _pieces(files):
         slot = slots[name][start : start + len(rows)]
