@@ -1,4 +1,4 @@
-"""What is made before the project is built or installed: the contract's code, and the library of a few lines of C."""
+"""What is made before the project is built or installed: the contract's code, and the libraries of a few lines of C."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 _ROOT = Path(__file__).parent
 sys.path[:0] = [str(_ROOT / "protos"), str(_ROOT / "services" / "vlm" / "native")]
 
-from compile import LIBRARY, compile_native  # noqa: E402  # from the folders above
+from compile import compile_native  # noqa: E402  # from the folders above
 from generate import generate  # noqa: E402
 
 
@@ -19,8 +19,8 @@ class Hook(BuildHookInterface[Any]):
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Makes both; a wheel that has the library in it is for this platform alone."""
+        """Makes both; a wheel that has the libraries in it is for this platform alone."""
         generate()
-        if compile_native():
-            build_data["artifacts"].append(str(LIBRARY.relative_to(_ROOT)))
+        if made := compile_native():
+            build_data["artifacts"] += [str(file.relative_to(_ROOT)) for file in made]
             build_data["pure_python"], build_data["infer_tag"] = False, True

@@ -1,12 +1,12 @@
 /* Attention of a few new tokens of each of several sequences over keys and values in blocks, read where they lie.
  *
  * Owns what torch has no call for: one pass over a sequence's blocks, in float32 whatever they are held in, with a
- * running softmax (https://arxiv.org/abs/1805.02867). A sequence's blocks are taken in its own order, sixteen tokens
- * at a time: what it gets depends neither on the others of a pass, nor on where its blocks lie, nor on threads.
+ * running softmax (https://arxiv.org/abs/1805.02867). A sequence's blocks are taken in its own order, a vector of
+ * tokens at a time: what it gets depends neither on the others of a pass, nor on where its blocks lie, nor on threads.
  */
 #include "lanes.h"
 
-enum { BLOCK = LANES, PAIR = 2, AT_ONCE = 8 };
+enum { BLOCK = 16, PAIR = 2, AT_ONCE = LANES / 2 };
 
 /* Some key heads of a sequence's new tokens: where its blocks begin in the table, how many tokens were before and are
  * new, where they lie among the queries and among what is gathered. */
@@ -24,12 +24,12 @@ typedef struct {
   float scale;
 } Pass;
 
-/* `rows` (1 or 2) queries that read one head's keys, over the `tokens` first of a block; each sees its `seen` first. */
+/* `rows` (1 or 2) queries that read one head's keys, over `tokens` neighbouring ones; each sees its `seen` first. */
 INLINE void attend_block(int rows, int bfloat16, int64_t vectors, const Floats *query, Floats *sum, float *most,
                          float *weight, const void *key, const void *value, int64_t stride, int64_t tokens,
                          const int64_t *seen) {
   Floats parts[PAIR][LANES], share[PAIR], fade[PAIR];
-  for (int64_t c = 0; c < BLOCK; c++) {
+  for (int64_t c = 0; c < LANES; c++) {
     Floats part[PAIR] = {{0}};
     for (int64_t v = 0; v < vectors && c < tokens; v++) {
       Floats numbers = load(key, c * stride + v * LANES, bfloat16);
@@ -61,8 +61,8 @@ INLINE void attend_block(int rows, int bfloat16, int64_t vectors, const Floats *
   }
 }
 
-/* Blocks are the outer loop and heads the inner one, so that memory is read in its order; while one block is computed
- * the next one is asked for. */
+/* Tokens are the outer loop and heads the inner one, so that memory is read in its order; while some are computed the
+ * next ones are asked for. */
 INLINE void attend_task(int bfloat16, int64_t vectors, const Pass *pass, const Task *task) {
   const int64_t width = vectors * LANES, shared = pass->heads / pass->groups, rows = shared * task->tokens;
   const int64_t stride = pass->groups * width, size = bfloat16 ? 2 : 4, end = task->past + task->tokens;
@@ -81,12 +81,12 @@ INLINE void attend_task(int bfloat16, int64_t vectors, const Pass *pass, const T
       most[state] = -1e30f;
       weight[state] = 0;
     }
-  for (int64_t begin = 0; begin < end; begin += BLOCK) {
-    const int64_t tokens = end - begin < BLOCK ? end - begin : BLOCK;
-    const int64_t here = blocks[begin / BLOCK] * BLOCK * stride;
-    const int64_t next = end - begin > BLOCK ? blocks[begin / BLOCK + 1] * BLOCK * stride : here;
+#define PLACE(token) ((blocks[(token) / BLOCK] * BLOCK + (token) % BLOCK) * stride)
+  for (int64_t begin = 0; begin < end; begin += LANES) {
+    const int64_t tokens = smaller(end - begin, LANES), here = PLACE(begin);
+    const int64_t next = end - begin > LANES ? PLACE(begin + LANES) : here;
     for (int64_t g = first; g < last; g++) {
-      for (int64_t c = (g - first) * BLOCK / (last - first); c < (g - first + 1) * BLOCK / (last - first); c++)
+      for (int64_t c = (g - first) * LANES / (last - first); c < (g - first + 1) * LANES / (last - first); c++)
         for (int64_t at = first * width * size; at < last * width * size; at += 64) {
           __builtin_prefetch((const char *)pass->key_B_C_G_K + (next + c * stride) * size + at, 0, 2);
           __builtin_prefetch((const char *)pass->value_B_C_G_K + (next + c * stride) * size + at, 0, 2);
@@ -115,10 +115,10 @@ void veneer_attend(const Pass *pass, const Task *tasks, int64_t count) {
   const int64_t vectors = pass->width / LANES;
 #pragma omp parallel for schedule(dynamic, 1)
   for (int64_t i = 0; i < count; i++)
-    if (pass->bfloat16 && vectors == 8) /* a head of 128 numbers, as all models of the class have, unrolled */
-      attend_task(1, 8, pass, tasks + i);
-    else if (vectors == 8)
-      attend_task(0, 8, pass, tasks + i);
+    if (pass->bfloat16 && pass->width == 128) /* as all models of the class have, unrolled */
+      attend_task(1, 128 / LANES, pass, tasks + i);
+    else if (pass->width == 128)
+      attend_task(0, 128 / LANES, pass, tasks + i);
     else
       attend_task(pass->bfloat16, vectors, pass, tasks + i);
 }

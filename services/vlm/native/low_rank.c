@@ -6,7 +6,8 @@
  */
 #include "lanes.h"
 
-enum { ROWS = 4, TILE = 16, ROWS_OF_TASK = 32, COLUMNS_OF_TASK = 1024, RANKS = 8 };
+/* TILE sums are held at a time, as many as a CPU's registers take. */
+enum { TILE = LANES, ROWS = TILE / 4, ROWS_OF_TASK = 32, COLUMNS_OF_TASK = 1024, RANKS = TILE / 2 };
 
 /* Rows of the matrix: `rows` names them set by set, each set from `starts[s]` to `starts[s + 1]`; NULL: all, in order.
  * `inner` has a row for each of them. Strides are in numbers. */

@@ -8,8 +8,6 @@
 #pragma GCC target("avx512bf16,avx512vnni")
 #include "lanes.h"
 
-#include <immintrin.h>
-
 enum { ROWS = 8, VECTORS = 3, BLOCK = VECTORS * LANES, AHEAD = 2048 };
 enum { GROUPS_AT_ONCE = 2048, ROWS_AT_ONCE = 512, PAIRS_AHEAD = 48 }; /* of a weight as it is stored */
 typedef uint32_t Group; /* two neighbouring inputs in bfloat16, or four in eight bits */
@@ -130,14 +128,9 @@ void veneer_product_int8(const Product *p) {
 INLINE void turn(const Group *weight, int64_t stride, int64_t groups, Group *block, int64_t block_stride) {
   int64_t i = 0;
   for (; i + LANES <= groups; i += LANES) {
-    Ints rows[LANES], turned[LANES];
+    Ints rows[LANES];
     for (int r = 0; r < LANES; r++) memcpy(rows + r, weight + r * stride + i, sizeof *rows);
-    for (int level = 0, step = 1; step < LANES; level++, step *= 2) {
-      for (int r = 0; r < LANES; r++)
-        turned[r] = r & step ? __builtin_shuffle(rows[r - step], rows[r], ODD[level])
-                             : __builtin_shuffle(rows[r], rows[r + step], EVEN[level]);
-      memcpy(rows, turned, sizeof rows);
-    }
+    transpose(rows);
     for (int r = 0; r < LANES; r++) memcpy(block + (i + r) * block_stride, rows + r, sizeof *rows);
   }
   for (; i < groups; i++)
@@ -152,7 +145,7 @@ INLINE void pair(const uint16_t *weight, int64_t stride, int64_t groups, int vec
       Halves even, odd;
       memcpy(&even, here, sizeof even);
       memcpy(&odd, here + stride, sizeof odd);
-      Bits both = __builtin_convertvector(even, Bits) | __builtin_convertvector(odd, Bits) << 16;
+      Bits both = widened(even) | widened(odd) << 16;
       memcpy(block, &both, sizeof both);
       __builtin_prefetch(here + PAIRS_AHEAD * stride, 0, 3); /* rows lie too far apart for the CPU to see them coming */
       __builtin_prefetch(here + (PAIRS_AHEAD + 1) * stride, 0, 3);

@@ -59,11 +59,10 @@ def product(input_T_I: Tensor, weight_O_I: Tensor, bias_O: Tensor | None = None)
     stored in fewer bits takes no more memory than that, and says the same.
     """
     by: type[torch.autograd.Function] = _Product
-    if weight_O_I.dtype is input_T_I.dtype:
-        if native.multiplies(weight_O_I):
-            by = _OfLibrary
-        elif not _by_onednn(weight_O_I, input_T_I.dtype):
-            return F.linear(input_T_I, weight_O_I, bias_O)
+    if native.multiplies(weight_O_I, input_T_I.dtype):
+        by = _OfLibrary
+    elif weight_O_I.dtype is input_T_I.dtype and not _by_onednn(weight_O_I, input_T_I.dtype):
+        return F.linear(input_T_I, weight_O_I, bias_O)
     product_T_O: Tensor = by.apply(input_T_I, weight_O_I, bias_O)  # type: ignore[no-untyped-call]
     return product_T_O
 

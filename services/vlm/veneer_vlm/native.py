@@ -17,12 +17,16 @@ BLOCK_TOKENS = 16
 """Of the blocks that keys and values must lie in."""
 
 LANES = 16
-"""Numbers of a vector: rows that the library reads, and its weights, are whole vectors."""
+"""Rows that the library reads, and its weights, are whole numbers of so many: a vector of AVX-512, two of AVX2."""
 _GROUP_BYTES = 4
 _MOST_TOKENS = 32  # of a sequence: with more torch's products pay
 _MOST_NUMBERS = 1 << 16  # of a task's queries, which stand on a thread's stack and in a core's cache
 _DTYPES = (torch.float32, torch.bfloat16)
-FILE = Path(__file__).with_name("native_avx512.so")
+_CAPABILITY = torch.backends.cpu.get_cpu_capability()
+WIDE = _CAPABILITY == "AVX512"
+"""Whether the library, where there is one, is that of vectors of sixteen numbers."""
+FILE = Path(__file__).with_name(f"native_{_CAPABILITY.lower()}.so")
+"""The library of this CPU's kind; compiled for AVX-512 and for AVX2."""
 
 
 class _Pass(ctypes.Structure):
@@ -59,6 +63,16 @@ class _Product(ctypes.Structure):
     ]
 
 
+class _FloatProduct(ctypes.Structure):
+    """`FloatProduct` in product_float.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("input", "weight", "bias", "output")),
+        *((name, ctypes.c_int64) for name in ("rows", "inputs", "outputs")),
+        *((name, ctypes.c_int) for name in ("bias_bfloat16", "turned")),
+    ]
+
+
 class Rows(ctypes.Structure):
     """`Rows` in pointwise.c."""
 
@@ -69,7 +83,7 @@ class Rows(ctypes.Structure):
 
 
 def _library() -> ctypes.CDLL | None:
-    if not FILE.exists() or torch.backends.cpu.get_cpu_capability() != "AVX512":
+    if not FILE.exists():
         return None
     library = ctypes.CDLL(str(FILE))  # its threads are torch's: both ask for the same libgomp
     library.veneer_attend.argtypes = (ctypes.POINTER(_Pass), ctypes.c_void_p, ctypes.c_int64)
@@ -80,6 +94,19 @@ def _library() -> ctypes.CDLL | None:
     update = library.veneer_update
     update.argtypes = (*[memory] * 2, number, *[memory] * 4, number, memory, number, ctypes.c_int)
     update.restype = None
+    rows, norm, norm_grad = ctypes.POINTER(Rows), library.veneer_norm, library.veneer_norm_grad
+    norm.argtypes, norm.restype = (rows, *[memory] * 4, ctypes.c_float), None
+    norm_grad.argtypes, norm_grad.restype = (rows, *[memory] * 5), None
+    loss = library.veneer_cross_entropy
+    loss.argtypes, loss.restype = (*[memory] * 3, number, number, ctypes.c_int, ctypes.c_int), None
+    for function, tensors in ((library.veneer_swiglu, 2), (library.veneer_swiglu_grad, 3)):
+        function.argtypes, function.restype = (*[memory] * tensors, number, number, ctypes.c_int), None
+    (_declare_products if WIDE else _declare_float_product)(library)
+    return library
+
+
+def _declare_products(library: ctypes.CDLL) -> None:
+    memory, number = ctypes.c_void_p, ctypes.c_int64
     library.veneer_pack.argtypes, library.veneer_pack.restype = (memory, memory, number, number), None
     for function in (library.veneer_product, library.veneer_product_int8):
         function.argtypes, function.restype = (ctypes.POINTER(_Product),), None
@@ -88,33 +115,37 @@ def _library() -> ctypes.CDLL | None:
     quantise = library.veneer_quantise
     quantise.argtypes = (memory, number, ctypes.c_int, *[memory] * 3, number, number, ctypes.c_float, ctypes.c_float)
     quantise.restype = None
-    rows, norm, norm_grad = ctypes.POINTER(Rows), library.veneer_norm, library.veneer_norm_grad
-    norm.argtypes, norm.restype = (rows, *[memory] * 4, ctypes.c_float), None
-    norm_grad.argtypes, norm_grad.restype = (rows, *[memory] * 5), None
-    loss = library.veneer_cross_entropy
-    loss.argtypes, loss.restype = (*[memory] * 3, number, number, ctypes.c_int, ctypes.c_int), None
-    for function, tensors in ((library.veneer_swiglu, 2), (library.veneer_swiglu_grad, 3)):
-        function.argtypes, function.restype = (*[memory] * tensors, number, number, ctypes.c_int), None
-    return library
+
+
+def _declare_float_product(library: ctypes.CDLL) -> None:
+    library.veneer_product_float.argtypes = (ctypes.POINTER(_FloatProduct),)
+    library.veneer_product_float.restype = None
 
 
 _LIBRARY = _library()
 AVAILABLE = _LIBRARY is not None
 """Whether there is a library, and this CPU can run it."""
 
-
 _AMX = torch.cpu._is_amx_tile_supported()  # oneDNN's products are then of another kind, and several times as fast
 MULTIPLIES = {
-    torch.bfloat16: AVAILABLE and torch.cpu._is_avx512_bf16_supported() and not _AMX,
-    torch.int8: AVAILABLE and torch.cpu._is_vnni_supported() and not _AMX,
+    torch.bfloat16: AVAILABLE and WIDE and torch.cpu._is_avx512_bf16_supported() and not _AMX,
+    torch.int8: AVAILABLE and WIDE and torch.cpu._is_vnni_supported() and not _AMX,
+    torch.float32: AVAILABLE and not WIDE,
 }
-"""Whether the library multiplies with weights of a dtype, and this CPU has nothing that is faster."""
+"""Whether the library multiplies inputs of a dtype, and this CPU has nothing that is faster."""
 
 
-def multiplies(weight_O_I: Tensor) -> bool:
-    """Whether products with a weight are the library's: it MULTIPLIES its dtype, inputs and outputs fill vectors."""
+def multiplies(weight_O_I: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether products with a weight are the library's: it MULTIPLIES the dtype, inputs and outputs fill vectors.
+
+    Args:
+        weight_O_I: as it is held: in bfloat16 for inputs of float32, else in the inputs' dtype.
+        dtype: of the inputs; None for the weight's.
+    """
+    held = torch.bfloat16 if dtype is torch.float32 else dtype or weight_O_I.dtype
     return (
-        MULTIPLIES.get(weight_O_I.dtype, False)
+        MULTIPLIES.get(dtype or held, False)
+        and weight_O_I.dtype is held
         and weight_O_I.device.type == "cpu"
         and weight_O_I.is_contiguous()
         and all(size % LANES == 0 for size in weight_O_I.shape)
@@ -217,13 +248,29 @@ def quantised(input_T_I: Tensor, zero: int, least_scale: float) -> Quantised:
 def product_stored(
     input_T_I: Tensor, weight_O_I: Tensor, bias_O: Tensor | None = None, *, turned: bool = False
 ) -> Tensor:
-    """Of inputs and a weight in bfloat16, as it is stored, (T, O); `turned`: of (T, O) with the weight itself, (T, I).
+    """Of inputs and a weight as it is stored, (T, O); `turned`: of (T, O) with the weight itself, (T, I).
 
     Keeps nothing of a shape, where oneDNN keeps code of some hundred KB for each number of tokens.
+
+    Args:
+        input_T_I: of a dtype that the library `multiplies` the weight with.
+        weight_O_I: in bfloat16.
+        bias_O: of either dtype.
+        turned: for what a gradient is multiplied with.
     """
     input_T_I = input_T_I.contiguous()
     inputs, outputs = weight_O_I.shape if turned else weight_O_I.shape[::-1]
     output_T_O = input_T_I.new_empty(len(input_T_I), outputs)
+    if input_T_I.dtype is torch.float32:
+        if input_T_I.shape[-1] != inputs:
+            raise ValueError(f"inputs {tuple(input_T_I.shape)} are not {inputs} numbers each")
+        loaded().veneer_product_float(_FloatProduct(
+            input=input_T_I.data_ptr(), weight=weight_O_I.data_ptr(), output=output_T_O.data_ptr(),
+            bias=None if bias_O is None else bias_O.data_ptr(),
+            rows=len(input_T_I), inputs=inputs, outputs=outputs, turned=turned,
+            bias_bfloat16=bias_O is not None and bias_O.dtype is torch.bfloat16,
+        ))  # fmt: skip
+        return output_T_O
     call = _call(weight_O_I, input_T_I, inputs * weight_O_I.element_size() // _GROUP_BYTES, bias_O, output_T_O)
     loaded().veneer_product_stored(call, turned)
     return output_T_O

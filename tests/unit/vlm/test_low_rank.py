@@ -8,6 +8,9 @@ from torch.testing import assert_close
 from veneer_vlm import native
 from veneer_vlm.low_rank import add_products, exact, inner_products, outer_products
 
+needs_library = pytest.mark.skipif(
+    not native.AVAILABLE, reason="the library is for AVX2 and AVX-512, and compiled where a compiler is at hand"
+)
 DTYPES = [torch.float32, torch.bfloat16]
 
 
@@ -20,7 +23,9 @@ def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "by torch":
         monkeypatch.setattr(native, "AVAILABLE", False)
     elif not native.AVAILABLE:
-        pytest.skip("the library is for AVX-512, and compiled where a compiler is at hand")
+        pytest.skip("the library is for AVX2 and AVX-512, and compiled where a compiler is at hand")
+    else:
+        monkeypatch.setattr(native, "WIDE", True)  # float32 too, which torch multiplies sooner on AVX2
     return str(request.param)
 
 
@@ -61,7 +66,7 @@ def test_columns_that_the_library_does_not_take_are_torchs() -> None:
     assert_close(inner_products(matrix, matrix), matrix @ matrix.T)
 
 
-@pytest.mark.skipif(not native.AVAILABLE, reason="the library is for AVX-512, and compiled where a compiler is at hand")
+@needs_library
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("width", [32, 1360])
@@ -96,7 +101,7 @@ def test_what_tokens_of_several_adapters_get(dtype: torch.dtype, threads: int, w
         torch.set_num_threads(before_threads)
 
 
-@pytest.mark.skipif(not native.AVAILABLE, reason="the library is for AVX-512, and compiled where a compiler is at hand")
+@needs_library
 def test_what_is_not_a_number_is_none_in_bfloat16_either() -> None:
     """One whose bits are all set would be rounded up to a zero."""
     astray = torch.tensor([[-1]], dtype=torch.int32).view(torch.float32)

@@ -24,7 +24,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
         monkeypatch.setattr(native, "_MOST_TOKENS", 0)
         monkeypatch.setattr(paged, "_IN_PLACE_FROM", 0 if request.param == "in place" else 1 << 40)
     elif not native.AVAILABLE:
-        pytest.skip("the library is for AVX-512, and compiled where a compiler is at hand")
+        pytest.skip("the library is for AVX2 and AVX-512, and compiled where a compiler is at hand")
     return str(request.param)
 
 

@@ -10,7 +10,7 @@ from veneer_vlm import native
 from veneer_vlm.pointwise import cross_entropy, rms_norm, swiglu
 
 pytestmark = pytest.mark.skipif(
-    not native.AVAILABLE, reason="the library is for AVX-512, and compiled where a compiler is at hand"
+    not native.AVAILABLE, reason="the library is for AVX2 and AVX-512, and compiled where a compiler is at hand"
 )
 BITS = {torch.float32: {"rtol": 1e-5, "atol": 1e-5}, torch.bfloat16: {"rtol": 1e-2, "atol": 1e-2}}
 

@@ -70,11 +70,12 @@ def test_what_this_worker_does_not_do_is_refused(bench: Bench) -> None:
 def test_a_record_says_by_what_a_job_was_computed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the compiled library the last bits are others than with torch's own calls."""
     records = []
-    for available, multiplies in ((True, True), (True, False), (False, False)):
+    for available, multiplies in ((True, torch.bfloat16), (True, torch.float32), (True, None), (False, None)):
         monkeypatch.setattr(native, "AVAILABLE", available)
-        monkeypatch.setitem(native.MULTIPLIES, torch.bfloat16, multiplies)
+        for dtype in (torch.bfloat16, torch.float32):
+            monkeypatch.setitem(native.MULTIPLIES, dtype, dtype is multiplies)
         records.append(bench.plan().numerics(1))
     *with_library, without = records
-    assert len({record["instructions"] for record in records}) == 3
+    assert len({record["instructions"] for record in records}) == 4
     assert all({name for name in each if each[name] != without[name]} == {"instructions"} for each in with_library)
     assert without["instructions"] == torch.backends.cpu.get_cpu_capability()

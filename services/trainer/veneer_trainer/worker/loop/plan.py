@@ -145,7 +145,8 @@ def _instructions(device: str) -> str:
     """What a device computes with."""
     if device == "cpu":
         library = " by the compiled library" * native.AVAILABLE
-        products = ", products of bfloat16 too" * native.MULTIPLIES[torch.bfloat16]
+        multiplied = [name for name in ("bfloat16", "float32") if native.MULTIPLIES[getattr(torch, name)]]
+        products = "".join(f", products of {name} too" for name in multiplied)
         return torch.backends.cpu.get_cpu_capability() + library + products
     return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
 
