@@ -7,6 +7,7 @@ that counts from 1.
 
 import re
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, ClassVar, Self, TypeVar
 
 from veneer_rpc.errors import Violation, invalid
@@ -61,14 +62,18 @@ class ResourceName:
 
     @classmethod
     def _read(cls, text: str) -> Self | None:
-        shape = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/@]*)", re.escape(cls.pattern))
-        match = re.fullmatch(shape, text)
+        match = cls._shape().fullmatch(text)
         if match is None:
             return None
         parts: dict[str, Any] = match.groupdict()
         if not all(cls._rule(part)[0].fullmatch(value) for part, value in parts.items()):
             return None
         return cls(**{part: int(value) if part in cls.numbers else value for part, value in parts.items()})
+
+    @classmethod
+    @cache
+    def _shape(cls) -> re.Pattern[str]:
+        return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/@]*)", re.escape(cls.pattern)))
 
     @classmethod
     def _rule(cls, part: str) -> tuple[re.Pattern[str], str]:
