@@ -4,9 +4,10 @@
 
 All servers are processes of their own on loopback and are read by the same client, interleaved. The bare one holds
 all messages in memory, serialised; a second one, of pictures as uploaded, has all but the pictures in memory and reads
-each file when it sends it. Once with pictures as uploaded, once by digest: many small rows, on the same pictures. Rows
-come one a message (by digest the first tenth of them) and batched, by digest also batched in an epoch's order; each
-against a bare stream of its very messages. Ratios are of medians, with the least and greatest of a round.
+each file when it sends it. With pictures as uploaded; already resized, as a worker reads the first quarter of them, out
+of the service's cache; by digest: many small rows, on the same pictures. Rows come one a message (by digest the first
+tenth of them), batched, and batched in an epoch's order; each against a bare stream of its very messages. Ratios are
+of medians, with the least and greatest of a round.
 """
 
 import asyncio
@@ -21,10 +22,12 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -32,11 +35,17 @@ from PIL import Image
 
 from veneer.dataset.v1 import dataset_service_pb2 as pb
 from veneer.dataset.v1.dataset_service_pb2_grpc import DatasetServiceStub
+from veneer.trainer.v1.model_pb2 import Model, ModelFile
+from veneer.trainer.v1.model_service_pb2 import DownloadModelFilesResponse
+from veneer.trainer.v1.model_service_pb2_grpc import ModelServiceServicer, add_ModelServiceServicer_to_server
+from veneer_base.unfold import base_directory
 from veneer_rpc.tokens import add_token
 
 RUNS = 11
 _BARE = "/bench.Bare/Read"
 _PIECE_BYTES = 1 << 20
+_MODEL = "models/tiny"
+_WEIGHTS = ".safetensors"
 
 _Messages = list[list[bytes | Path]]
 """Each message as its pieces, some of which are in files."""
@@ -46,9 +55,12 @@ def main(count: int, side: int, count_by_digest: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         token = add_token(folder / "tokens.json", "bench", ["user"])
+        (folder / "trainer.token").write_text("unused\n")
+        trainer, models_address = _models()
         command = [sys.executable, "-m", "veneer_dataset", "--bind", "127.0.0.1:0", "--log-level", "warning"]
         command += ["--tokens-file", str(folder / "tokens.json"), "--data", str(folder / "data")]
-        command += ["--die-with-parent", "true"]
+        command += ["--die-with-parent", "true", "--trainer", models_address]
+        command += ["--trainer-token-file", str(folder / "trainer.token")]
         service = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # our own module
         try:
             assert service.stdout is not None
@@ -57,24 +69,57 @@ def main(count: int, side: int, count_by_digest: int) -> None:
             stub = DatasetServiceStub(grpc.insecure_channel(address))
             stub.CreateDataset(pb.CreateDatasetRequest(dataset_id="bench"), metadata=metadata)
             pictures = _pictures(count, side)
-            for form, row_count in ((pb.PICTURE_FORM_ORIGINAL, count), (pb.PICTURE_FORM_DIGEST, count_by_digest)):
-                version = _pushed(stub, metadata, pictures, row_count)
-                ways = {"one a message": (row_count, {}), "batched": (row_count, {"batched": True})}
-                if form == pb.PICTURE_FORM_DIGEST:
-                    some = row_count // 10
-                    ways["one a message"] = some, {"limit": some}
-                    ways["batched, shuffled"] = row_count, {"batched": True, "shuffle": pb.Shuffle(seed=1)}
+            versions = {rows: _pushed(stub, metadata, pictures, rows) for rows in (count, count_by_digest)}
+            files = _written(folder / "files", pictures)
+            for form, rows, read_count in (
+                (pb.PICTURE_FORM_ORIGINAL, count, count),
+                (pb.PICTURE_FORM_RESIZED, count, count // 4),
+                (pb.PICTURE_FORM_DIGEST, count_by_digest, count_by_digest),
+            ):
+                ways: dict[str, dict[str, Any]] = {
+                    "one a message": {"limit": read_count // 10 if form == pb.PICTURE_FORM_DIGEST else read_count},
+                    "batched": {"batched": True, "limit": read_count},
+                    "batched, shuffled": {"batched": True, "limit": read_count, "shuffle": pb.Shuffle(seed=1)},
+                }
                 reads = {}
-                for way, (read_count, fields) in ways.items():
+                for way, fields in ways.items():
+                    if form == pb.PICTURE_FORM_RESIZED:
+                        fields["model"] = _MODEL
                     request = pb.ReadExamplesRequest(
-                        dataset_version=version, split="train", picture_form=form, **fields
+                        dataset_version=versions[rows], split="train", picture_form=form, **fields
                     )
-                    reads[way] = read_count, partial(stub.ReadExamples, request, metadata=metadata)
-                files = _written(folder / "files", pictures) if form == pb.PICTURE_FORM_ORIGINAL else {}
-                _compare(f"{pb.PictureForm.Name(form)}, {row_count:,} rows", reads, files)
+                    reads[way] = fields["limit"], partial(stub.ReadExamples, request, metadata=metadata)
+                _compare(pb.PictureForm.Name(form), reads, files if form == pb.PICTURE_FORM_ORIGINAL else {})
         finally:
             service.terminate()
             service.wait(30)
+            trainer.stop(0)
+
+
+class _Models(ModelServiceServicer):
+    """The trainer's part: hands out the small files of the demonstration base."""
+
+    def __init__(self) -> None:
+        self._files = {path.name: path.read_bytes() for path in base_directory().iterdir() if path.suffix != _WEIGHTS}
+
+    def GetModel(self, request: Any, context: object) -> Model:  # noqa: ANN401
+        files = [ModelFile(path=name, digest=_sha256(data), size_bytes=len(data)) for name, data in self._files.items()]
+        return Model(name=_MODEL, digest="0" * 64, context_length=4096, files=files)
+
+    def DownloadModelFiles(self, request: Any, context: object) -> Iterator[DownloadModelFilesResponse]:  # noqa: ANN401
+        for name in request.paths:
+            for at in range(0, len(self._files[name]), _PIECE_BYTES):
+                piece = self._files[name][at : at + _PIECE_BYTES]
+                yield DownloadModelFilesResponse(file=ModelFile(path=name), offset_bytes=at, data=piece)
+
+
+def _models() -> tuple[grpc.Server, str]:
+    """Serves the model; returns what does, and its address."""
+    server = grpc.server(ThreadPoolExecutor(1))
+    add_ModelServiceServicer_to_server(_Models(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    return server, f"127.0.0.1:{port}"
 
 
 def _compare(
@@ -97,7 +142,7 @@ def _compare(
             runs = [[_seconds(stream()) for stream in (read, *streams)] for _ in range(RUNS)]
         own, *others = (statistics.median(run) for run in zip(*runs, strict=True))
         print(
-            f"{name}, {way}: {len(messages):,} messages, {size_bytes / 1e6:,.1f} MB; ReadExamples "
+            f"{name}, {count:,} rows, {way}: {len(messages):,} messages, {size_bytes / 1e6:,.1f} MB; ReadExamples "
             f"{size_bytes / own / 1e6:,.0f} MB/s, {count / own:,.0f} rows/s"
         )
         for at, (peer, seconds) in enumerate(zip(peers, others, strict=True), 1):
