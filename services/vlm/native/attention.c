@@ -113,7 +113,10 @@ INLINE void attend_task(int bfloat16, int64_t vectors, const Pass *pass, const T
 
 void veneer_attend(const Pass *pass, const Task *tasks, int64_t count) {
   const int64_t vectors = pass->width / LANES;
-#pragma omp parallel for schedule(dynamic, 1)
+  int64_t numbers = 0;
+  for (int64_t i = 0; i < count; i++)
+    numbers += 2 * (tasks[i].past + tasks[i].tokens) * (tasks[i].last_head - tasks[i].first_head) * pass->width;
+#pragma omp parallel for schedule(dynamic, 1) if (numbers >= WORTH_THREADS)
   for (int64_t i = 0; i < count; i++)
     if (pass->bfloat16 && pass->width == 128) /* as all models of the class have, unrolled */
       attend_task(1, 128 / LANES, pass, tasks + i);

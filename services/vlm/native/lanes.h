@@ -12,6 +12,10 @@ typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+
+/* Numbers that are read: for fewer, to wake a thread takes longer than the work, and much longer where others want its
+ * core. torch has the same bound (at::internal::GRAIN_SIZE). */
+enum { WORTH_THREADS = 1 << 15 };
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -26,6 +26,10 @@ INLINE void ask(const void *from, int64_t at, int bfloat16) {
 }
 INLINE int64_t pieces(int64_t whole, int64_t piece) { return (whole + piece - 1) / piece; }
 
+INLINE int worth_threads(const LowRank *p) {
+  return (p->starts[p->sets] - p->starts[0] + p->sets * p->rank) * p->columns >= WORTH_THREADS;
+}
+
 INLINE void add_tile(int rows, int vectors, int mb, int fb, const LowRank *p, int64_t n, int64_t c, int64_t factor) {
   Floats sum[TILE];
   int64_t at[ROWS];
@@ -135,7 +139,7 @@ INLINE void outer(int mb, const LowRank *p, int64_t first, int64_t last) {
 
 /* inner = matrix factor^T */
 void veneer_inner(const LowRank *p) {
-#pragma omp parallel
+#pragma omp parallel if (worth_threads(p))
   for (int64_t set = 0; set < p->sets; set++)
 #pragma omp for schedule(dynamic, 1) nowait
     for (int64_t from = p->starts[set]; from < p->starts[set + 1]; from += ROWS)
@@ -145,7 +149,7 @@ void veneer_inner(const LowRank *p) {
 /* matrix += inner factor */
 void veneer_add(const LowRank *p) {
   const int64_t parts = pieces(p->columns, COLUMNS_OF_TASK);
-#pragma omp parallel
+#pragma omp parallel if (worth_threads(p))
   for (int64_t set = 0; set < p->sets; set++) {
     const int64_t start = p->starts[set], stop = p->starts[set + 1];
 #pragma omp for collapse(2) schedule(dynamic, 1) nowait
@@ -174,7 +178,7 @@ void veneer_update(LowRank *a, LowRank *b, int64_t linears, const int64_t *rows,
 
 /* factor = inner^T matrix, in float32, of one set */
 void veneer_outer(const LowRank *p) {
-#pragma omp parallel for schedule(dynamic, 1)
+#pragma omp parallel for schedule(dynamic, 1) if (worth_threads(p))
   for (int64_t first = 0; first < p->columns; first += 8 * LANES)
     if (p->matrix_bfloat16)
       outer(1, p, first, smaller(first + 8 * LANES, p->columns));

@@ -30,7 +30,7 @@ INLINE void norm_row(int bf, const Rows *rows, int64_t row, const void *x, const
 
 /* y = x / sqrt(mean(x^2) + epsilon) * weight, contiguous; `scale` is each row's divisor, inverted. */
 void veneer_norm(const Rows *rows, const void *x, const void *weight, void *y, float *scale, float epsilon) {
-#pragma omp parallel for
+#pragma omp parallel for if (rows->outer * rows->inner * rows->width >= WORTH_THREADS)
   for (int64_t row = 0; row < rows->outer * rows->inner; row++)
     if (rows->bfloat16)
       norm_row(1, rows, row, x, weight, y, scale, epsilon);
@@ -54,7 +54,7 @@ INLINE void norm_row_grad(int bf, const Rows *rows, int64_t row, const void *x, 
 /* The gradient of x, contiguous as that of y. */
 void veneer_norm_grad(const Rows *rows, const void *x, const void *weight, const void *grad, void *x_grad,
                       const float *scale) {
-#pragma omp parallel for
+#pragma omp parallel for if (rows->outer * rows->inner * rows->width >= WORTH_THREADS)
   for (int64_t row = 0; row < rows->outer * rows->inner; row++)
     if (rows->bfloat16)
       norm_row_grad(1, rows, row, x, weight, grad, x_grad, scale);
@@ -92,7 +92,7 @@ enum { NUMBERS_OF_TASK = 2048 };
 
 /* y = gate * sigmoid(gate) * up; each row of `gate_up` is its gate and then its up. */
 void veneer_swiglu(const void *gate_up, void *y, int64_t rows, int64_t width, int bfloat16) {
-#pragma omp parallel for collapse(2)
+#pragma omp parallel for collapse(2) if (2 * rows * width >= WORTH_THREADS)
   for (int64_t row = 0; row < rows; row++)
     for (int64_t part = 0; part < PARTS; part++)
       if (bfloat16)
@@ -103,7 +103,7 @@ void veneer_swiglu(const void *gate_up, void *y, int64_t rows, int64_t width, in
 
 void veneer_swiglu_grad(const void *gate_up, const void *grad, void *gate_up_grad, int64_t rows, int64_t width,
                         int bfloat16) {
-#pragma omp parallel for collapse(2)
+#pragma omp parallel for collapse(2) if (2 * rows * width >= WORTH_THREADS)
   for (int64_t row = 0; row < rows; row++)
     for (int64_t part = 0; part < PARTS; part++)
       if (bfloat16)
@@ -136,7 +136,7 @@ INLINE void cross_entropy_row(int bf, void *logits, int64_t target, float *loss,
 /* Each row's negative log-likelihood of its target; with `grad` the logits become the gradient of that. */
 void veneer_cross_entropy(void *logits, const int64_t *targets, float *losses, int64_t rows, int64_t width, int bfloat16,
                           int grad) {
-#pragma omp parallel for
+#pragma omp parallel for if (rows * width >= WORTH_THREADS)
   for (int64_t row = 0; row < rows; row++)
     if (bfloat16)
       cross_entropy_row(1, logits, targets[row], losses + row, row * width, width, grad);
