@@ -142,10 +142,10 @@ def multiplies(weight_O_I: Tensor, dtype: torch.dtype | None = None) -> bool:
         weight_O_I: as it is held: in bfloat16 for inputs of float32, else in the inputs' dtype.
         dtype: of the inputs; None for the weight's.
     """
-    held = torch.bfloat16 if dtype is torch.float32 else dtype or weight_O_I.dtype
+    dtype = dtype or weight_O_I.dtype
     return (
-        MULTIPLIES.get(dtype or held, False)
-        and weight_O_I.dtype is held
+        MULTIPLIES.get(dtype, False)
+        and weight_O_I.dtype is (torch.bfloat16 if dtype is torch.float32 else dtype)
         and weight_O_I.device.type == "cpu"
         and weight_O_I.is_contiguous()
         and all(size % LANES == 0 for size in weight_O_I.shape)

@@ -77,6 +77,15 @@ def test_what_a_token_gets_by_the_library_depends_on_no_other_one(by_library: bo
 
 
 @pytest.mark.parametrize("by_library", [True], indirect=True)
+def test_the_library_multiplies_float32_by_weights_in_bfloat16_alone(by_library: bool) -> None:
+    weight = torch.ones(64, 80)
+    assert native.multiplies(weight.bfloat16(), torch.float32)
+    assert not native.multiplies(weight.bfloat16()[:, :72], torch.float32)
+    for dtype in (None, torch.float32, torch.bfloat16):
+        assert not native.multiplies(weight, dtype)
+
+
+@pytest.mark.parametrize("by_library", [True], indirect=True)
 def test_what_does_not_fit_a_weight_is_refused(by_library: bool) -> None:
     weight = torch.ones(64, 80).bfloat16()
     for given, turned in ((torch.ones(2, 64), False), (torch.ones(2, 80), True)):
