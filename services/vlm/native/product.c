@@ -6,24 +6,10 @@
  * depend on the others.
  */
 #pragma GCC target("avx512bf16,avx512vnni")
-#include "lanes.h"
+#include "product.h"
 
 enum { ROWS = 8, VECTORS = 3, BLOCK = VECTORS * LANES, AHEAD = 2048 };
 enum { GROUPS_AT_ONCE = 2048, ROWS_AT_ONCE = 512, PAIRS_AHEAD = 48 }; /* of a weight as it is stored */
-typedef uint32_t Group; /* two neighbouring inputs in bfloat16, or four in eight bits */
-
-/* `inputs` and `input_stride` count groups. Of eight bits: inputs without a sign, `shift` is what that adds to each
- * output; each row has a scale and the number that all of its own were lessened by, each output a scale and what the
- * sum of its weights is. */
-typedef struct {
-  const Group *packed, *input;
-  const void *bias;
-  void *output;
-  const float *row_scale, *row_middle, *output_scale, *output_sum;
-  const int32_t *shift;
-  int64_t rows, outputs, inputs, input_stride, output_stride;
-  int bias_bfloat16, output_bfloat16;
-} Product;
 
 void veneer_pack(const Group *weight, Group *packed, int64_t outputs, int64_t inputs) {
   for (int64_t first = 0; first < outputs; first += BLOCK)

@@ -53,23 +53,13 @@ class _LowRank(ctypes.Structure):
 
 
 class _Product(ctypes.Structure):
-    """`Product` in product.c."""
+    """`Product` in product.h."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("packed", "input", "bias", "output")),
         *((name, ctypes.c_void_p) for name in ("row_scale", "row_middle", "output_scale", "output_sum", "shift")),
         *((name, ctypes.c_int64) for name in ("rows", "outputs", "inputs", "input_stride", "output_stride")),
         *((name, ctypes.c_int) for name in ("bias_bfloat16", "output_bfloat16")),
-    ]
-
-
-class _FloatProduct(ctypes.Structure):
-    """`FloatProduct` in product_float.c."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("input", "weight", "bias", "output")),
-        *((name, ctypes.c_int64) for name in ("rows", "inputs", "outputs")),
-        *((name, ctypes.c_int) for name in ("bias_bfloat16", "turned")),
     ]
 
 
@@ -101,25 +91,21 @@ def _library() -> ctypes.CDLL | None:
     loss.argtypes, loss.restype = (*[memory] * 3, number, number, ctypes.c_int, ctypes.c_int), None
     for function, tensors in ((library.veneer_swiglu, 2), (library.veneer_swiglu_grad, 3)):
         function.argtypes, function.restype = (*[memory] * tensors, number, number, ctypes.c_int), None
-    (_declare_products if WIDE else _declare_float_product)(library)
+    library.veneer_product_stored.argtypes = (ctypes.POINTER(_Product), ctypes.c_int)
+    library.veneer_product_stored.restype = None
+    if WIDE:
+        _declare_packed(library)
     return library
 
 
-def _declare_products(library: ctypes.CDLL) -> None:
+def _declare_packed(library: ctypes.CDLL) -> None:
     memory, number = ctypes.c_void_p, ctypes.c_int64
     library.veneer_pack.argtypes, library.veneer_pack.restype = (memory, memory, number, number), None
     for function in (library.veneer_product, library.veneer_product_int8):
         function.argtypes, function.restype = (ctypes.POINTER(_Product),), None
-    library.veneer_product_stored.argtypes = (ctypes.POINTER(_Product), ctypes.c_int)
-    library.veneer_product_stored.restype = None
     quantise = library.veneer_quantise
     quantise.argtypes = (memory, number, ctypes.c_int, *[memory] * 3, number, number, ctypes.c_float, ctypes.c_float)
     quantise.restype = None
-
-
-def _declare_float_product(library: ctypes.CDLL) -> None:
-    library.veneer_product_float.argtypes = (ctypes.POINTER(_FloatProduct),)
-    library.veneer_product_float.restype = None
 
 
 _LIBRARY = _library()
@@ -261,17 +247,7 @@ def product_stored(
     input_T_I = input_T_I.contiguous()
     inputs, outputs = weight_O_I.shape if turned else weight_O_I.shape[::-1]
     output_T_O = input_T_I.new_empty(len(input_T_I), outputs)
-    if input_T_I.dtype is torch.float32:
-        if input_T_I.shape[-1] != inputs:
-            raise ValueError(f"inputs {tuple(input_T_I.shape)} are not {inputs} numbers each")
-        loaded().veneer_product_float(_FloatProduct(
-            input=input_T_I.data_ptr(), weight=weight_O_I.data_ptr(), output=output_T_O.data_ptr(),
-            bias=None if bias_O is None else bias_O.data_ptr(),
-            rows=len(input_T_I), inputs=inputs, outputs=outputs, turned=turned,
-            bias_bfloat16=bias_O is not None and bias_O.dtype is torch.bfloat16,
-        ))  # fmt: skip
-        return output_T_O
-    call = _call(weight_O_I, input_T_I, inputs * weight_O_I.element_size() // _GROUP_BYTES, bias_O, output_T_O)
+    call = _call(weight_O_I, input_T_I, inputs * input_T_I.element_size() // _GROUP_BYTES, bias_O, output_T_O)
     loaded().veneer_product_stored(call, turned)
     return output_T_O
 

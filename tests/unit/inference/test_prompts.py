@@ -1,7 +1,6 @@
 """Where a prompt is read: what takes long leaves the event loop to other calls."""
 
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from veneer_processing import Processor
 async def test_a_long_text_is_read_in_a_thread(
     characters: int, in_thread: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    processor = Processor.load(Path(base_directory()), "")
+    processor = Processor.load(base_directory(), "")
     readers: list[threading.Thread] = []
     encode = processor.encode_prompt
 

@@ -88,8 +88,8 @@ def test_the_library_multiplies_float32_by_weights_in_bfloat16_alone(by_library:
 @pytest.mark.parametrize("by_library", [True], indirect=True)
 def test_what_does_not_fit_a_weight_is_refused(by_library: bool) -> None:
     weight = torch.ones(64, 80).bfloat16()
-    for given, turned in ((torch.ones(2, 64), False), (torch.ones(2, 80), True)):
-        with pytest.raises(ValueError, match="numbers each"):
+    for given, inputs, turned in ((torch.ones(2, 64), 80, False), (torch.ones(2, 80), 64, True)):
+        with pytest.raises(ValueError, match=f"not {inputs} groups"):
             native.product_stored(given, weight, turned=turned)
 
 

@@ -84,13 +84,13 @@ class Prompts:
         """
         with self._slot():
             pictures = await self._pictures(draft, processor, authorization)
-            return await self._read(draft, lambda: _read(draft, pictures, processor, most_tokens, to_score))
+            return await self._worked(draft, lambda: _read(draft, pictures, processor, most_tokens, to_score))
 
     async def count(self, draft: PromptDraft, processor: Processor, authorization: str) -> TokenCounts:
         """The tokens of a conversation; errors as `read`."""
         with self._slot():
             pictures = await self._pictures(draft, processor, authorization)
-            return await self._read(draft, lambda: _count(draft, pictures, processor))
+            return await self._worked(draft, lambda: _count(draft, pictures, processor))
 
     async def _pictures(self, draft: PromptDraft, processor: Processor, authorization: str) -> dict[str, Picture]:
         """Each picture by its place, resized; one after another, so that a call holds one whole picture at a time."""
@@ -124,7 +124,7 @@ class Prompts:
         finally:
             self._waiting -= 1
 
-    async def _read(self, draft: PromptDraft, work: Callable[[], _T]) -> _T:
+    async def _worked(self, draft: PromptDraft, work: Callable[[], _T]) -> _T:
         return work() if _is_short(draft) else await self._in_thread(work)
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
